@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
+PROBE = str(_PACKAGE / "drivers" / "probe.py")
+"""The script that hooks run first: standard library only."""
 
 
 def find_data_folder(name: str) -> Path:

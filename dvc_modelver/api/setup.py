@@ -1,0 +1,379 @@
+"""init, install, uninstall, doctor: what makes a folder a repository that looks after models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvc_modelver.errors import EnvironmentFailed, ModelverError, UsageError
+from dvc_modelver.formats import known_suffixes
+from dvc_modelver.git import attributes, config, hooks
+from dvc_modelver.git.porcelain import Git, Layout, find_layout
+from dvc_modelver.repository import Repository
+from dvc_modelver.resources import PROBE, read_template
+from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE
+from dvc_modelver.store.dvcconfig import find_dvc_root
+from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
+from dvc_modelver.worktree.state import locked, write_file
+from dvc_modelver.worktree.sync import Keeper
+
+FSMONITOR = "core.fsmonitor"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that set-up did, or found done.
+
+    Attributes:
+        what: What is there now.
+        where: The file, or the key of Git's configuration.
+        changed: False when it was there already.
+    """
+
+    what: str
+    where: str
+    changed: bool = True
+
+
+def guarded(module: str, fallback: str) -> str:
+    """Give a shell line for Git's configuration: this interpreter, else the program on PATH, else `fallback`.
+
+    ``-P`` keeps the current folder, which belongs to the repository, off Python's search path.
+    """
+    python, probe = hooks.shell_quoted(sys.executable), hooks.shell_quoted(PROBE)
+    return (
+        f"f() {{ if [ -x {python} ] && [ -r {probe} ]; then {python} -P -m dvc_modelver.drivers.{module} \"$@\"; "
+        f'elif command -v modelver >/dev/null 2>&1; then modelver driver {module} "$@"; else {fallback}; fi; }}; f'
+    )
+
+
+def driver_settings() -> dict[str, str]:
+    """Give the keys that ``install`` sets in this clone's configuration, but for the fsmonitor hook."""
+    missing = "echo 'modelver: program not found (pip install dvc-modelver; modelver install)' >&2"
+    return {
+        "diff.modelver.command": guarded(
+            "diff", 'git --no-pager diff --no-index --no-ext-diff --no-textconv -- "$2" "$5"; true'
+        ),
+        "diff.modelver.textconv": guarded("textconv", 'cat -- "$1"'),
+        "filter.modelver.process": guarded("filter", f"{missing}; false"),
+        "filter.modelver.required": "true",
+    }
+
+
+def fsmonitor_line() -> str:
+    """Give the value of ``core.fsmonitor``: the probe, or the answer 'anything may have changed'."""
+    python, probe = hooks.shell_quoted(sys.executable), hooks.shell_quoted(PROBE)
+    return (
+        f"f() {{ if [ -x {python} ] && [ -r {probe} ]; then exec {python} -I -S {probe} fsmonitor; fi; "
+        "printf 'modelver\\0/\\0'; }; f"
+    )
+
+
+def init(path: str | Path = ".", *, remote: str | None = None, fsmonitor: bool | None = None) -> list[Step]:
+    """Make `path` a Git + DVC repository that looks after models; what is there already is kept.
+
+    Args:
+        path: A folder; made when it is not there.
+        remote: A local path, or any URL that DVC knows; becomes DVC's default remote.
+        fsmonitor: See `install`.
+
+    Raises:
+        UsageError: Another default remote is configured.
+    """
+    folder = Path(path)
+    steps = []
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        steps.append(Step("folder", str(folder)))
+    try:
+        layout = find_layout(folder)
+    except UsageError:
+        Git(folder).run("init", "--quiet")
+        layout = find_layout(folder)
+        steps.append(Step("Git repository", str(layout.git_dir)))
+    root = find_dvc_root(folder.resolve(), layout.top)
+    if root is None:
+        root = layout.top
+        _run_dvc(root, "init", "--quiet")
+        steps.append(Step("DVC repository", str(root / ".dvc")))
+    if remote is not None:
+        steps.append(_set_remote(root, remote))
+    if not (layout.top / SETTINGS_FILE).exists():
+        write_file(layout.top / SETTINGS_FILE, read_template("modelver.toml").encode())
+        steps.append(Step("settings, all defaults", str(layout.top / SETTINGS_FILE)))
+    return steps + install(layout.top, fsmonitor=fsmonitor)
+
+
+def _run_dvc(folder: Path, *args: str) -> None:
+    command = [sys.executable, "-P", "-m", "dvc", *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("ERROR: ")
+        raise EnvironmentFailed(f"dvc {args[0]}: {last}", hint=f"cd {folder} && dvc {' '.join(args)}")
+
+
+def _set_remote(root: Path, url: str) -> Step:
+    settings = read_dvc_settings(root)
+    known = {settings.remotes.get(settings.default_remote or "")}
+    absolute = url if "://" in url else str(Path(url).expanduser().resolve())
+    if known & {url, absolute}:
+        return Step(f"DVC remote {settings.default_remote!r} -> {url}", str(root / ".dvc/config"), changed=False)
+    if settings.default_remote:
+        raise UsageError(
+            f"{root / '.dvc/config'}: the default remote is {known.pop()}, not {url}",
+            hint=f"dvc remote modify {settings.default_remote} url {url}",
+        )
+    name = "storage" if "storage" not in settings.remotes else "modelver"
+    _run_dvc(root, "remote", "add", "--quiet", "--default", name, absolute)
+    return Step(f"DVC remote {name!r} -> {url}", str(root / ".dvc/config"))
+
+
+def install(folder: str | Path = ".", *, fsmonitor: bool | None = None, with_hooks: bool = True) -> list[Step]:
+    """Register hooks, drivers and filter in this clone, and the attributes in ``.gitattributes``.
+
+    Args:
+        folder: Anywhere in the work tree.
+        fsmonitor: True and False choose; None takes the slot when nothing else has it.
+        with_hooks: Whether to write hook files.
+
+    Raises:
+        UsageError: No Git or DVC repository, or a hooks folder that is not this clone's own.
+    """
+    repo = Repository.open(Path(folder))
+    repo.dvc_root()
+    layout, git = repo.layout, repo.git
+    steps = []
+    if with_hooks:
+        hooks.check_hooks_folder(layout)
+        written = hooks.install_hooks(layout, sys.executable, PROBE)
+        steps.append(Step(f"{len(hooks.HOOKS)} hooks", str(layout.hooks_dir), bool(written)))
+        for path in written:
+            if path.with_name(path.name + hooks.KEPT).exists():
+                steps.append(Step(f"your {path.name} hook is kept and runs first", str(path) + hooks.KEPT))
+    for key, value in driver_settings().items():
+        steps.append(Step(_MEANING[key], key, config.set_local(git, key, value)))
+    steps.append(_set_fsmonitor(git, fsmonitor))
+    steps.append(_write_attributes(repo))
+    with locked(layout.state_dir):
+        keeper = Keeper(repo, lambda _line: None)
+        keeper.remember_all(keeper.look())
+        keeper.save()
+    return steps
+
+
+_MEANING = {
+    "diff.modelver.command": "diff driver of git diff",
+    "diff.modelver.textconv": "diff driver of git log -p and git show",
+    "filter.modelver.process": "filter: git add of weights stores them in the DVC cache",
+    "filter.modelver.required": "git add fails rather than put weights into Git",
+}
+
+
+def _set_fsmonitor(git: Git, wanted: bool | None) -> Step:
+    now = config.find_setting(git, FSMONITOR)
+    ours = now is not None and "probe.py" in now.value
+    if wanted is False:
+        changed = ours and config.unset_local(git, FSMONITOR)
+        return Step("no fsmonitor hook: after training, run modelver add -u", FSMONITOR, changed)
+    if now is not None and not ours and now.value not in ("false", ""):
+        return Step(f"left as it is ({now.value!r} in {now.origin}): after training, run modelver add -u", FSMONITOR, False)
+    config.set_local(git, "core.fsmonitorHookVersion", "2")
+    return Step("git status sees retrained models", FSMONITOR, config.set_local(git, FSMONITOR, fsmonitor_line()))
+
+
+def _write_attributes(repo: Repository) -> Step:
+    file = repo.top / ".gitattributes"
+    old = file.read_bytes().decode("utf-8", "surrogateescape") if file.is_file() else ""
+    new = attributes.with_block(old, attributes.render_block(gated_patterns(repo)))
+    if new != old:
+        write_file(file, new.encode("utf-8", "surrogateescape"))
+    return Step("attributes (commit this file)", str(file), new != old)
+
+
+def gated_patterns(repo: Repository) -> list[str]:
+    """Give the patterns of files that ``git add`` turns into pointers."""
+    return [*("*" + suffix for suffix in GATE_SUFFIXES), *repo.settings.include]
+
+
+def uninstall(folder: str | Path = ".") -> list[Step]:
+    """Take hooks, drivers and filter out of this clone; what was there before comes back.
+
+    The committed ``.gitattributes`` stays: without the drivers Git shows plain text.
+    """
+    repo = Repository.open(Path(folder))
+    git = repo.git
+    steps = [Step("hook removed or given back", str(path)) for path in hooks.uninstall_hooks(repo.layout)]
+    for key in driver_settings():
+        if config.unset_local(git, key):
+            steps.append(Step("removed", key))
+    now = config.local_value(git, FSMONITOR)
+    if now is not None and "probe.py" in now:
+        config.unset_local(git, FSMONITOR)
+        config.unset_local(git, "core.fsmonitorHookVersion")
+        steps.append(Step("removed", FSMONITOR))
+    for name in ("state", "gate", "committed", "lock"):
+        (repo.layout.state_dir / name).unlink(missing_ok=True)
+    return steps
+
+
+def unadopted(repo: Repository) -> list[str]:
+    """Give the models that DVC tracks but that have no metadata yet."""
+    return [m.path for m in repo.models(repo.work_tree) if m.metadata is None and not m.problem]
+
+
+def hidden_models(repo: Repository) -> dict[str, str]:
+    """Give the model files that ``.gitignore`` hides and nothing tracks: path -> the rule that hides it."""
+    tracked = {p.path for p in repo.pointers(repo.work_tree)}
+    folders = ("site-packages/", ".venv/", "venv/", "node_modules/", ".dvc/")
+    ignored = [
+        path
+        for path in repo.git.paths("ls-files", "-o", "-i", "--exclude-standard", "-z")
+        if path not in tracked
+        and repo.settings.is_model(path, known_suffixes())
+        and not any(f"/{folder}" in f"/{path}" for folder in folders)
+    ]
+    rules = repo.git.ignored(ignored)
+    return {path: rules.get(path, ".gitignore") for path in ignored}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of ``doctor``.
+
+    Attributes:
+        name: The setting.
+        value: What is in force.
+        origin: The file or rule that says so.
+        problem: What is wrong; empty when nothing is.
+        hint: The command that mends it.
+    """
+
+    name: str
+    value: str
+    origin: str = ""
+    problem: str = ""
+    hint: str = ""
+
+
+def doctor(folder: str | Path = ".") -> list[Finding]:
+    """Explain every setting of this clone: its value, where it comes from, and what is wrong with it."""
+    layout = find_layout(Path(folder))
+    repo = Repository(layout)
+    found: list[Finding] = [
+        Finding("git", repo.git.text("version").removeprefix("git version "), "PATH"),
+        Finding("python", sys.executable, "this program"),
+    ]
+    for part in (_check_hooks, _check_drivers, _check_attributes, _check_dvc, _check_settings, _check_models):
+        found += _guarded_check(part, repo)
+    return found
+
+
+def _guarded_check(part: Callable[[Repository], list[Finding]], repo: Repository) -> list[Finding]:
+    try:
+        return part(repo)
+    except ModelverError as err:
+        return [Finding(part.__name__.removeprefix("_check_"), "", "", str(err), err.hint)]
+
+
+def _check_hooks(repo: Repository) -> list[Finding]:
+    found = []
+    layout: Layout = repo.layout
+    path = config.find_setting(repo.git, "core.hooksPath")
+    if path is not None:
+        found.append(Finding("core.hooksPath", path.value, path.origin))
+    for name in hooks.HOOKS:
+        file = layout.hooks_dir / name
+        wanted = hooks.render_hook(name, sys.executable, PROBE)
+        kept = " (runs yours first)" if file.with_name(name + hooks.KEPT).exists() else ""
+        if not hooks.is_ours(file):
+            found.append(Finding(name, "not installed", str(file), "our hook is not there", "modelver install"))
+        elif file.read_bytes() != wanted:
+            found.append(Finding(name, "of another version or interpreter", str(file), "out of date", "modelver install"))
+        elif not os.access(file, os.X_OK):
+            found.append(Finding(name, "not executable", str(file), "Git will not run it", "modelver install"))
+        else:
+            found.append(Finding(name, "installed" + kept, str(file)))
+    return found
+
+
+def _check_drivers(repo: Repository) -> list[Finding]:
+    found = []
+    for key, wanted in driver_settings().items():
+        now = config.find_setting(repo.git, key)
+        if now is None:
+            found.append(Finding(key, "not set", "", "the driver is not registered", "modelver install"))
+        elif now.value != wanted:
+            found.append(Finding(key, now.value, now.origin, "of another version or interpreter", "modelver install"))
+        else:
+            found.append(Finding(key, _MEANING[key], now.origin))
+    now = config.find_setting(repo.git, FSMONITOR)
+    if now is not None and now.value == fsmonitor_line():
+        found.append(Finding(FSMONITOR, "git status sees retrained models", now.origin))
+    elif now is not None and "probe.py" in now.value:
+        found.append(Finding(FSMONITOR, now.value, now.origin, "of another version or interpreter", "modelver install"))
+    else:
+        value = "off" if now is None else now.value
+        origin = "" if now is None else now.origin
+        found.append(Finding(FSMONITOR, f"{value}: after training, run modelver add -u", origin))
+    return found
+
+
+def _check_attributes(repo: Repository) -> list[Finding]:
+    samples = {"x.modelver.tensors": {"diff": "modelver"}, "x.safetensors": {"diff": "modelver", "filter": "modelver"}}
+    found = []
+    for path, wanted in samples.items():
+        now = repo.git.attributes([path], *wanted).get(path, {})
+        for name, value in wanted.items():
+            label = f"{path.replace('x', '*', 1)} {name}"
+            if now.get(name) == value:
+                found.append(Finding(label, value, ".gitattributes"))
+            elif now.get(name) == "lfs":
+                found.append(Finding(label, "lfs", ".gitattributes"))
+            else:
+                problem = f"is {now.get(name)}, expected {value}"
+                found.append(Finding(label, now.get(name, ""), ".gitattributes", problem, "modelver install"))
+    return found
+
+
+def _check_dvc(repo: Repository) -> list[Finding]:
+    root = repo.dvc_root()
+    settings = read_dvc_settings(root)
+    origin = str(root / ".dvc/config")
+    found = [
+        Finding("DVC repository", str(root), ".dvc"),
+        Finding("DVC cache", str(settings.cache_dir), origin),
+        Finding("DVC cache.type", ",".join(settings.cache_types), origin),
+    ]
+    name = settings.default_remote
+    if name is None:
+        found.append(Finding("DVC remote", "none", origin, "git push has nowhere to put weights", "dvc remote add -d storage URL"))
+    elif name not in settings.remotes:
+        found.append(Finding("DVC remote", name, origin, "the default remote is not configured", f"dvc remote add {name} URL"))
+    else:
+        found.append(Finding("DVC remote", f"{name} -> {settings.remotes[name]}", origin))
+    return found
+
+
+def _check_settings(repo: Repository) -> list[Finding]:
+    settings, file = repo.settings, str(repo.top / SETTINGS_FILE)
+    found = [
+        Finding(SETTINGS_FILE, f"unknown setting {name}", file, "a mistyped name does nothing", f"edit {SETTINGS_FILE}")
+        for name in settings.unknown
+    ]
+    limits = f"describe {settings.describe_max_bytes}, fetch {settings.fetch_max_bytes} bytes"
+    return found or [Finding(SETTINGS_FILE, limits, file if Path(file).exists() else "defaults")]
+
+
+def _check_models(repo: Repository) -> list[Finding]:
+    found = [
+        Finding(path, "tracked by DVC", "", "no metadata", "modelver add --all") for path in unadopted(repo)
+    ]
+    found += [
+        Finding(path, "hidden", rule, "ignored by Git and not tracked", f"modelver add {path}")
+        for path, rule in hidden_models(repo).items()
+    ]
+    return found

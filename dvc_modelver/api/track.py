@@ -1,0 +1,371 @@
+"""add, refresh, mv, rm: what a model's files become."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dvc_modelver.errors import EnvironmentFailed, RefusedError, UsageError
+from dvc_modelver.metadata import ModelMetadata, TrainingFacts, metadata_path, table_path
+from dvc_modelver.pipeline import gather_training
+from dvc_modelver.registry.tags import check_name
+from dvc_modelver.repository import Repository, TrackedModel
+from dvc_modelver.store.pointers import Pointer, set_lock_out
+from dvc_modelver.transfer import Wanted, fetch
+from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.state import locked, write_file
+from dvc_modelver.worktree.sync import Keeper, write_if_changed
+from dvc_modelver.worktree.track import Tracker, new_pointer
+
+Say = Callable[[str], None]
+
+
+def declared_facts(
+    metrics: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    data: Iterable[str | Path] = (),
+    *,
+    repo: Repository,
+) -> TrainingFacts:
+    """Give the facts that a user declares by hand; data files are hashed, DVC outputs taken from their pointers.
+
+    Raises:
+        UsageError: A data path is not there.
+    """
+    from dvc_modelver.store.objects import hash_file
+
+    rows: list[dict[str, Any]] = []
+    pointers = {p.path: p for p in repo.pointers(repo.work_tree)} if data else {}
+    for given in data:
+        path = repo.repo_path(given) or str(given)
+        pointer = pointers.get(path)
+        if pointer is not None and pointer.md5:
+            rows.append({"path": path, "md5": pointer.md5} | ({"bytes": pointer.size} if pointer.size else {}))
+        elif Path(given).is_file():
+            hashes = hash_file(Path(given))
+            rows.append({"path": path, "md5": hashes.md5, "bytes": hashes.size})
+        else:
+            raise UsageError(f"--data {given}: neither a file nor a DVC output", hint=f"dvc add {given}")
+    return TrainingFacts(
+        hyperparameters=dict(params) if params else None,
+        metrics=dict(metrics) if metrics else None,
+        data=tuple(rows) or None,
+    )
+
+
+def add(
+    *paths: str | Path,
+    update: bool = False,
+    everything: bool = False,
+    accept: bool = False,
+    name: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    data: Iterable[str | Path] = (),
+    say: Say = lambda _line: None,
+    folder: Path | None = None,
+) -> list[ModelMetadata]:
+    """Track models: object into the cache, pointer, metadata and tensor table staged.
+
+    Args:
+        paths: Model files; new ones, retrained ones, or those DVC tracks already.
+        update: Every tracked model that was retrained.
+        everything: Every model that DVC tracks but that has no metadata; objects are fetched where needed.
+        accept: Keep weights of a pipeline's output that were made outside ``dvc repro``.
+        name: Name of the (one) model; written into ``artifacts:`` of dvc.yaml.
+        metrics: Values to record, by name.
+        params: Hyper-parameters to record, by name.
+        data: Files or DVC outputs it was trained on.
+        say: Takes lines for the user.
+        folder: Anywhere in the work tree; the current folder by default.
+
+    Returns:
+        The metadata of each version staged, in the order of the paths.
+
+    Raises:
+        UsageError: A path is not there, is a folder, or is still being written.
+        RefusedError: An output of a pipeline was changed outside it, without `accept`.
+    """
+    if not paths and not update and not everything:
+        raise UsageError("modelver add: no path given", hint="modelver add PATH; or -u for retrained models")
+    if name is not None:
+        check_name(name)
+        if len(paths) != 1:
+            raise UsageError(f"--name {name}: {len(paths)} paths given, expected one")
+    repo = Repository.open(folder)
+    repo.dvc_root()
+    facts = declared_facts(metrics, params, data, repo=repo)
+    with locked(repo.layout.state_dir):
+        adder = _Adder(repo, say, facts, accept=accept)
+        wanted = [repo.inside(p) for p in paths]
+        if update:
+            wanted += adder.retrained()
+        if everything:
+            wanted += adder.unadopted()
+        for path in dict.fromkeys(wanted):
+            adder.add(path, name)
+        adder.keeper.save()
+    return adder.done
+
+
+class _Adder:
+    def __init__(self, repo: Repository, say: Say, facts: TrainingFacts, *, accept: bool) -> None:
+        self.repo, self.say, self.facts, self.accept = repo, say, facts, accept
+        self.keeper = Keeper(repo, say)
+        self.tracker = Tracker(self.keeper)
+        self.pointers = {p.path: p for p in repo.pointers(repo.work_tree)}
+        self.done: list[ModelMetadata] = []
+
+    def retrained(self) -> list[str]:
+        found = self.keeper.look()
+        for seen in found:
+            if seen.action is Action.AGREE:
+                self.keeper.agree(seen)
+        index = self.repo.index()
+        return [
+            seen.path
+            for seen in found
+            if seen.action is Action.DESCRIBE
+            or (seen.md5 is not None and seen.action in (Action.NOTHING, Action.AGREE) and seen.model.metadata is not None
+                and seen.md5.encode() not in (index.read(metadata_path(seen.path)) or b""))
+        ]  # fmt: skip
+
+    def unadopted(self) -> list[str]:
+        models = [m for m in self.repo.models(self.repo.work_tree) if m.metadata is None]
+        missing = [Wanted(m.pointer) for m in models if not (self.repo.top / m.path).exists()]
+        got = fetch(self.repo, missing, self.say)
+        for line in got.failed.values():
+            self.say(line)
+        return [m.path for m in models if m.pointer.md5 not in got.failed]
+
+    def add(self, path: str, name: str | None) -> None:
+        file, pointer = self.repo.top / path, self.pointers.get(path)
+        self._check(path, file, pointer)
+        if name is not None:
+            declare_name(self.repo, path, name)
+        if file.exists():
+            if pointer is not None and pointer.kind == "lock":
+                self._add_output(path, pointer, name)
+                return
+            made = self.tracker.add(path, pointer, facts=self.facts, name=name)
+        else:
+            assert pointer is not None and pointer.md5 is not None  # noqa: PT018 - _check has seen to it
+            hashes = self.repo.cache(path).hash_object(pointer.md5, legacy=pointer.legacy)
+            made = self.tracker.track(path, hashes, pointer, facts=self.facts, name=name)
+        self.done.append(made.metadata)
+
+    def _check(self, path: str, file: Path, pointer: Pointer | None) -> None:
+        if file.is_dir():
+            raise UsageError(f"{path}: a folder, expected a model file", hint=f"modelver add {path}/FILE; or dvc add {path}")
+        if not file.exists():
+            if pointer is None or pointer.md5 is None:
+                raise UsageError(f"{path}: no such file", hint="modelver status")
+            if not self.repo.cache(path).has(pointer.md5, legacy=pointer.legacy):
+                got = fetch(self.repo, [Wanted(pointer)], self.say)
+                for line in got.failed.values():
+                    raise EnvironmentFailed(line.split("\n")[0], hint="modelver fsck --remote")
+        elif file.stat().st_size == 0:
+            raise UsageError(f"{path}: empty, expected a model file")
+        if path.startswith(".git/") or "/.dvc/" in f"/{path}":
+            raise UsageError(f"{path}: inside the repository's own folders")
+
+    def _add_output(self, path: str, pointer: Pointer, name: str | None) -> None:
+        hashes = self.tracker.store(path)
+        outside = hashes.md5 != pointer.md5
+        if outside and not self.accept:
+            raise RefusedError(
+                f"{path}: an output of stage {pointer.stage!r} in {pointer.file}, changed outside dvc repro",
+                hint=f"dvc repro; or, to keep these weights: modelver add --accept {path}",
+            )
+        if outside:
+            disk = self.repo.top / pointer.file
+            text = set_lock_out(disk.read_text(encoding="utf-8"), pointer, md5=hashes.md5, size=hashes.size)
+            write_if_changed(disk, text.encode())
+            self.repo.git.stage_blobs({pointer.file: text.encode()})
+            pointer = replace(pointer, md5=hashes.md5, size=hashes.size)
+        declared = "user" if outside else None
+        made = self.tracker.add(path, pointer, facts=self.facts, declared_by=declared, name=name)
+        self.done.append(made.metadata)
+
+
+def declare_name(repo: Repository, path: str, name: str) -> None:
+    """Write the model's ``artifacts:`` entry into the dvc.yaml at the top, and stage it; an older name goes."""
+    import io
+
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    file = repo.top / "dvc.yaml"
+    document = (yaml.load(file.read_text(encoding="utf-8")) if file.exists() else None) or {}
+    artifacts = document.setdefault("artifacts", {})
+    for old in [n for n, entry in artifacts.items() if isinstance(entry, dict) and entry.get("path") == path and n != name]:
+        artifacts[name] = artifacts.pop(old)
+    entry = artifacts.setdefault(name, {})
+    if entry.get("path") not in (None, path):
+        raise UsageError(f"dvc.yaml: artifact {name!r} is {entry['path']}, not {path}", hint="choose another --name")
+    entry["path"] = path
+    entry.setdefault("type", "model")
+    text = io.StringIO()
+    yaml.dump(document, text)
+    write_file(file, text.getvalue().encode())
+    repo.git.stage_blobs({"dvc.yaml": text.getvalue().encode()})
+
+
+def refresh(
+    *paths: str | Path,
+    metrics: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    data: Iterable[str | Path] = (),
+    say: Say = lambda _line: None,
+    folder: Path | None = None,
+) -> list[ModelMetadata]:
+    """Rebuild metadata and tensor table from the object that the pointer names, and stage them.
+
+    What training recorded before stays, unless it is given again or the pipeline's files say otherwise.
+
+    Raises:
+        NotFoundError: No such model.
+        ObjectMissing: Its object is neither in the cache nor on the remote.
+    """
+    repo = Repository.open(folder)
+    facts = declared_facts(metrics, params, data, repo=repo)
+    done = []
+    with locked(repo.layout.state_dir):
+        keeper = Keeper(repo, say)
+        tracker = Tracker(keeper)
+        for given in paths:
+            model = repo.find_model(repo.work_tree, str(given))
+            done.append(_refresh(repo, tracker, model, facts, say))
+        for seen in keeper.look(only=[m.model.path for m in done]):
+            if seen.action is Action.AGREE:
+                keeper.agree(seen)
+            elif seen.action is Action.NOTHING:
+                keeper.remember(seen)
+        keeper.save()
+    return done
+
+
+def _refresh(repo: Repository, tracker: Tracker, model: TrackedModel, facts: TrainingFacts, say: Say) -> ModelMetadata:
+    pointer, md5 = model.pointer, model.pointer.md5 or ""
+    cache = repo.cache(model.path)
+    if not cache.has(md5, legacy=pointer.legacy):
+        got = fetch(repo, [Wanted(pointer)], say)
+        for line in got.failed.values():
+            raise EnvironmentFailed(line.split("\n")[0], hint=f"modelver add {model.path} describes the file on disk")
+    old = model.metadata.training if model.metadata is not None and model.metadata.md5 == md5 else TrainingFacts()
+    gathered = gather_training(repo.work_tree.read, pointer, repo.settings)
+    hashes = cache.hash_object(md5, legacy=pointer.legacy)
+    made = tracker.track(model.path, hashes, pointer, facts=old.merged_with(gathered).merged_with(facts), name=model.name)
+    return made.metadata
+
+
+def mv(old: str | Path, new: str | Path, *, say: Say = lambda _line: None, folder: Path | None = None) -> str:
+    """Rename a model with its pointer, metadata, tensor table and ignore line; all is staged.
+
+    Returns:
+        The new path.
+
+    Raises:
+        UsageError: The new path is taken, or a pipeline makes the model.
+    """
+    repo = Repository.open(folder)
+    model = repo.find_model(repo.work_tree, str(old))
+    if model.pointer.kind == "lock":
+        raise UsageError(
+            f"{model.path}: an output of stage {model.pointer.stage!r}; its path is set in dvc.yaml",
+            hint="edit dvc.yaml, then dvc repro",
+        )
+    target = Path(new) / posixpath.basename(model.path) if Path(new).is_dir() else Path(new)
+    path = repo.inside(target)
+    taken = [p for p in (path, path + ".dvc", metadata_path(path)) if (repo.top / p).exists()]
+    if taken:
+        raise UsageError(f"{taken[0]}: is there already", hint=f"modelver rm {path}")
+    with locked(repo.layout.state_dir):
+        keeper = Keeper(repo, say)
+        tracker = Tracker(keeper)
+        row = keeper.state.rows.pop(model.path, None)
+        (repo.top / path).parent.mkdir(parents=True, exist_ok=True)
+        pointer = _move_pointer(repo, model, path)
+        tracker.stage_ignore_line(path)
+        if (repo.top / model.path).exists():
+            (repo.top / model.path).rename(repo.top / path)
+        _move_metadata(repo, model, path)
+        tracker.unstage_ignore_line(model.path)
+        if row is not None:
+            for seen in keeper.look(only=[path]):
+                keeper.remember(replace(seen, agreed=row.agreed))
+        keeper.save()
+    return pointer.path
+
+
+def _move_pointer(repo: Repository, model: TrackedModel, path: str) -> Pointer:
+    from dvc_modelver.store.pointers import rename_pointer
+    from dvc_modelver.worktree.sync import path_in_file
+
+    disk = repo.top / model.pointer.file
+    old = disk.read_text(encoding="utf-8")
+    file = path + ".dvc"
+    text = rename_pointer(old, path_in_file(model.pointer.file, model.path, old), path_in_file(file, path, old))
+    write_file(repo.top / file, text.encode())
+    repo.git.stage_blobs({file: text.encode(), model.pointer.file: None})
+    disk.unlink()
+    return replace(model.pointer, path=path, file=file)
+
+
+def _move_metadata(repo: Repository, model: TrackedModel, path: str) -> None:
+    blobs: dict[str, bytes | None] = {}
+    if model.metadata is not None:
+        moved = replace(model.metadata, model=replace(model.metadata.model, path=path))
+        blobs[metadata_path(path)] = moved.render()
+        blobs[metadata_path(model.path)] = None
+    table = repo.work_tree.read(table_path(model.path))
+    if table is not None:
+        blobs[table_path(path)], blobs[table_path(model.path)] = table, None
+    for name, content in blobs.items():
+        if content is not None:
+            write_file(repo.top / name, content)
+    repo.git.stage_blobs(blobs)
+    for name, content in blobs.items():
+        if content is None:
+            (repo.top / name).unlink(missing_ok=True)
+
+
+def rm(path: str | Path, *, say: Say = lambda _line: None, folder: Path | None = None) -> str:
+    """Stop tracking a model and delete it with its files; the removal is staged, the object stays in the cache.
+
+    Returns:
+        The path removed.
+
+    Raises:
+        UsageError: A pipeline makes the model.
+    """
+    repo = Repository.open(folder)
+    model = repo.find_model(repo.work_tree, str(path))
+    if model.pointer.kind == "lock":
+        raise UsageError(
+            f"{model.path}: an output of stage {model.pointer.stage!r}; remove the stage instead",
+            hint=f"dvc remove {model.pointer.stage}",
+        )
+    with locked(repo.layout.state_dir):
+        keeper = Keeper(repo, say)
+        tracker = Tracker(keeper)
+        file = repo.top / model.path
+        if file.is_file():
+            hashes = repo.cache(model.path).store_file(file, link=False)
+            if hashes.md5 != model.pointer.md5:
+                say(f"{model.path}: these weights were in no version; kept in the cache as {hashes.md5}")
+        files = [model.pointer.file, metadata_path(model.path), table_path(model.path)]
+        staged = repo.git.index_entries(*files)
+        repo.git.stage_blobs({name: None for name in files if name in staged})
+        for name in [*files, model.path]:
+            (repo.top / name).unlink(missing_ok=True)
+        tracker.unstage_ignore_line(model.path)
+        keeper.state.rows.pop(model.path, None)
+        keeper.save()
+    return model.path
+
+

@@ -1,0 +1,142 @@
+"""What hooks refuse, asked of commits: the same rules for ``git push`` and for ``modelver check`` in CI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.git.porcelain import Change
+from dvc_modelver.metadata import find_model_path, metadata_path, table_digest, table_path
+from dvc_modelver.progress import human_bytes
+from dvc_modelver.repository import CommitView, Repository, is_pointer_file
+from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
+from dvc_modelver.store.pointers import Pointer
+
+_Add = Callable[[str, str, str], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a commit.
+
+    Attributes:
+        line: Where, what was found, what was expected.
+        hint: The command to run.
+        refuses: Whether it stops a push; else it is a warning.
+    """
+
+    commit: str
+    path: str
+    line: str
+    hint: str
+    refuses: bool
+
+
+def check_commits(repo: Repository, new: str, known: Sequence[str]) -> list[Problem]:
+    """Check every commit of ``new --not known`` that touches models.
+
+    Args:
+        repo: The repository.
+        new: The newest commit, or a tag of it.
+        known: Arguments of ``git rev-list`` for what is known to be good.
+
+    Returns:
+        Problems, oldest commit first. Below the newest commit they are warnings, unless ``push.strict``.
+    """
+    tip = repo.git.commit_of(new)
+    commits = repo.git.text("rev-list", "--reverse", tip, "--not", *known).split()
+    touched: dict[str, None] = {}
+    found = []
+    for commit in commits:
+        changes = list(_changes_of(repo, commit))
+        touched |= dict.fromkeys(c.path for c in changes)
+        if commit != tip:
+            found += _check(repo, commit, [c.path for c in changes], refuses=repo.settings.strict)
+    if commits:
+        found += _check(repo, tip, list(touched), refuses=True)
+    return found
+
+
+def _changes_of(repo: Repository, commit: str) -> Iterator[Change]:
+    parents = repo.git.text("rev-list", "--parents", "-n", "1", commit).split()[1:]
+    base = parents[0] if parents else repo.git.text("hash-object", "-t", "tree", "/dev/null")
+    for change in repo.git.tree_changes(base, commit):
+        if change.status != "D" and (
+            is_pointer_file(change.path) or find_model_path(change.path) or repo.settings.is_gated(change.path)
+        ):
+            yield change
+
+
+def _check(repo: Repository, commit: str, paths: list[str], *, refuses: bool) -> list[Problem]:
+    view = CommitView(commit, repo.objects)
+    problems: list[Problem] = []
+
+    def add(path: str, line: str, hint: str) -> None:
+        problems.append(Problem(commit, path, f"{commit[:8]}: {line}", hint, refuses))
+
+    models: set[str] = set()
+    pointers: dict[str, Pointer] = {}
+    for path in paths:
+        if is_pointer_file(path):
+            try:
+                found = repo.pointers_in(view, path)
+            except BadMetadataError as err:
+                add(path, str(err), err.hint or f"git checkout HEAD~1 -- {path}")
+                continue
+            models |= {p.path for p in found if repo.is_model(view, p)}
+        elif (model := find_model_path(path)) is not None:
+            models.add(model)
+        else:
+            _check_raw(repo, view, path, add)
+    if models:
+        pointers = {p.path: p for p in repo.pointers(view)}
+    for path in sorted(models):
+        _check_model(repo, view, path, pointers.get(path), add)
+    return problems
+
+
+def _check_raw(repo: Repository, view: CommitView, path: str, add: _Add) -> None:
+    oid = repo.objects.find_blob(view.commit, path)
+    if oid is None:
+        return
+    size = repo.objects.blob_size(oid)
+    fix = f"git rm --cached {path} && git add {path} && git commit --amend --no-edit"
+    if size <= MAX_GATE_BYTES:
+        if find_gate(repo.objects.read_blob(oid)) is not None:
+            add(path, f"{path}: a gate pointer was committed, expected a .dvc pointer (pre-commit did not run)", fix)
+    elif size > repo.settings.raw_max_bytes and not _was_raw_before(repo, view.commit, path):
+        limit = human_bytes(repo.settings.raw_max_bytes)
+        add(path, f"{path}: raw weights of {human_bytes(size)} in Git, expected a pointer above {limit}", fix)
+
+
+def _was_raw_before(repo: Repository, commit: str, path: str) -> bool:
+    parents = repo.git.text("rev-list", "--parents", "-n", "1", commit).split()[1:]
+    return any(
+        (oid := repo.objects.find_blob(parent, path)) is not None and repo.objects.blob_size(oid) > MAX_GATE_BYTES
+        for parent in parents
+    )
+
+
+def _check_model(repo: Repository, view: CommitView, path: str, pointer: Pointer | None, add: _Add) -> None:
+    fix = f"modelver refresh {path} && git commit --amend --no-edit -- '*.modelver.*'"
+    try:
+        metadata = repo.metadata(view, path)
+    except BadMetadataError as err:
+        add(path, str(err), fix)
+        return
+    if metadata is None:
+        if pointer is not None:
+            add(path, f"{path}: no metadata file, expected {metadata_path(path)}", f"modelver add {path}")
+        return
+    if metadata.pending is not None:
+        add(path, f"{path}: metadata is pending, expected a description of the weights", fix)
+    elif pointer is None:
+        add(path, f"{path}: metadata without a pointer, expected {path}.dvc or an output of dvc.lock", f"modelver add {path}")
+    elif pointer.md5 != metadata.md5:
+        add(path, f"{path}: metadata of {metadata.md5[:8]}, pointer to {(pointer.md5 or '?')[:8]}; expected one object", fix)
+    elif metadata.model.tensors_digest is not None:
+        table = view.read(table_path(path))
+        if table is None or table_digest(table) != metadata.model.tensors_digest:
+            add(path, f"{table_path(path)}: not the table that the metadata names", fix)
+

@@ -1,0 +1,1 @@
+"""What Git calls: diff driver, filter, hooks. Each module has main(argv) -> int."""

@@ -1,0 +1,140 @@
+"""What Git's hooks call when something of ours is concerned; each returns an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from dvc_modelver.errors import ModelverError, RefusedError
+from dvc_modelver.git.porcelain import ZERO_OID
+from dvc_modelver.repository import Repository
+from dvc_modelver.worktree.state import locked
+
+
+def say(line: str) -> None:
+    """Print one line for the user, on standard error."""
+    sys.stderr.write("".join(f"modelver: {part}\n" for part in line.splitlines()))
+
+
+def main(argv: list[str]) -> int:
+    """Run one hook: ``pre-commit``, ``post-checkout OLD NEW FLAG``...
+
+    Returns:
+        0, or what stops the Git command: 1 refused, 2 bad input, 3 a bug of ours, 4 the environment failed.
+    """
+    from dvc_modelver.report import report_bug
+
+    name, args = argv[0], argv[1:]
+    try:
+        _HOOKS[name](Repository.open(), args)
+    except ModelverError as err:
+        say(str(err))
+        if err.hint:
+            say(f"hint: {err.hint}")
+        return err.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as err:  # noqa: BLE001 - the program's edge
+        say(report_bug(err, argv))
+        say(f"hint: MODELVER_SKIP=1 git ... runs one command without modelver ({name} failed)")
+        return 3
+    return 0
+
+
+def _fsmonitor(repo: Repository, _args: list[str]) -> None:
+    """Git is about to read the work tree: retrained models show as changed metadata."""
+    from dvc_modelver.worktree.sync import apply_law
+
+    with locked(repo.layout.state_dir, wait=False) as mine:
+        if mine:
+            apply_law(repo, say, describing=True, following=False)
+
+
+def _pre_commit(repo: Repository, _args: list[str]) -> None:
+    import os
+    from pathlib import Path
+
+    from dvc_modelver.worktree.staging import Stager, note_partial_commit
+    from dvc_modelver.worktree.sync import Keeper
+
+    commit_all = Path(os.environ.get("GIT_INDEX_FILE", "")).name == "index.lock"
+    with locked(repo.layout.state_dir):
+        staged = Stager(Keeper(repo, say)).complete(commit_all=commit_all)
+        note_partial_commit(repo, staged)
+
+
+def _post_commit(repo: Repository, _args: list[str]) -> None:
+    from dvc_modelver.worktree.staging import finish_partial_commit
+
+    finish_partial_commit(repo)
+
+
+def _follow(repo: Repository, _args: list[str]) -> None:
+    """The work tree may be another version's now: the models follow, from the cache or the remote."""
+    from dvc_modelver.transfer import Wanted, fetch
+    from dvc_modelver.worktree.law import Action
+    from dvc_modelver.worktree.sync import apply_law
+
+    with locked(repo.layout.state_dir):
+        left = [s for s in apply_law(repo, say, describing=False, following=True) if s.action is Action.FOLLOW]
+        if not left:
+            return
+        wanted = {
+            seen.path: Wanted(replace(seen.model.pointer, md5=seen.decision.target)) for seen in left
+        }
+        if is_in_progress(repo):
+            reasons = dict.fromkeys(wanted, "not fetched in the middle of a rebase or bisect")
+        else:
+            done = fetch(repo, wanted.values(), say, max_bytes=repo.settings.fetch_max_bytes)
+            if done.md5s:
+                apply_law(repo, say, describing=False, following=True)
+            reasons = {p: done.failed[w.md5] for p, w in wanted.items() if w.md5 in done.failed}
+            reasons |= {i.path: "larger than limits.fetch_max_bytes" for i in done.skipped}
+    for path, why in reasons.items():
+        say(f"{path}: still the weights of before: {why}\nhint: modelver pull {path}")
+
+
+def is_in_progress(repo: Repository) -> bool:
+    """Whether a rebase, or a bisect, is under way."""
+    names = ("rebase-merge", "rebase-apply", "BISECT_LOG")
+    return any((repo.layout.git_dir / name).exists() for name in names)
+
+
+def _pre_push(repo: Repository, args: list[str]) -> None:
+    from dvc_modelver.checks import check_commits
+    from dvc_modelver.transfer import known_refs, objects_of_commits, upload
+
+    remote = args[0] if args else "origin"
+    wanted = {}
+    for line in sys.stdin.read().splitlines():
+        fields = line.split(" ")
+        if len(fields) != 4 or fields[1] == ZERO_OID:
+            continue  # a deleted ref
+        known = known_refs(remote, fields[3] if repo.git.find_commit(fields[3]) else ZERO_OID)
+        problems = check_commits(repo, fields[1], known)
+        for problem in problems:
+            if not problem.refuses:
+                say(f"warning: {problem.line}")
+        refused = [p for p in problems if p.refuses]
+        if refused:
+            raise RefusedError("\n".join(p.line for p in refused), hint=refused[0].hint)
+        wanted |= {w.md5: w for w in objects_of_commits(repo, fields[1], known)}
+    if wanted:
+        upload(repo, wanted.values(), say)
+
+
+_HOOKS: dict[str, Callable[[Repository, list[str]], None]] = {
+    "fsmonitor": _fsmonitor,
+    "pre-commit": _pre_commit,
+    "pre-merge-commit": _pre_commit,
+    "post-commit": _post_commit,
+    "post-checkout": _follow,
+    "post-merge": _follow,
+    "post-rewrite": _follow,
+    "post-index-change": _follow,
+    "pre-push": _pre_push,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

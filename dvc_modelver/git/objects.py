@@ -1,0 +1,80 @@
+"""Reads blobs and trees without starting a process (pygit2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
+
+
+class ObjectReader:
+    """The object database of one repository, read only."""
+
+    def __init__(self, git_dir: Path) -> None:
+        import pygit2
+
+        try:
+            self._repo = pygit2.Repository(str(git_dir), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
+        except pygit2.GitError as err:
+            raise EnvironmentFailed(f"{git_dir}: cannot be read ({err})", hint="git fsck") from err
+
+    def read_blob(self, oid: str, max_bytes: int = 1 << 30) -> bytes:
+        """Give a blob's bytes.
+
+        Raises:
+            NotFoundError: No such object (a partial clone may lack it).
+            UsageError: The blob is larger than `max_bytes`.
+        """
+        import pygit2
+
+        try:
+            blob = self._repo[oid]
+        except (KeyError, ValueError) as err:
+            raise NotFoundError(f"blob {oid}: not in this repository", hint="git fetch --refetch") from err
+        if not isinstance(blob, pygit2.Blob):
+            raise NotFoundError(f"object {oid}: found a {blob.type_str}, expected a blob")
+        if blob.size > max_bytes:
+            raise UsageError(f"blob {oid}: {blob.size} bytes, expected at most {max_bytes}")
+        return bytes(blob.data)
+
+    def blob_size(self, oid: str) -> int:
+        """Give a blob's size in bytes without reading it; 0 for an object that is no blob or not here."""
+        try:
+            return int(self._repo.odb.read_header(oid)[1])
+        except KeyError:
+            return 0
+
+    def find_blob(self, commit: str, path: str) -> str | None:
+        """Give the id of the blob at `path` in a commit; None where there is none."""
+        import pygit2
+
+        node: pygit2.Object = self._repo[commit].peel(pygit2.Tree)
+        for part in path.split("/"):
+            if not isinstance(node, pygit2.Tree) or part not in node:
+                return None
+            try:
+                node = node[part]
+            except KeyError:
+                return None
+        return str(node.id) if isinstance(node, pygit2.Blob) else None
+
+    def read_file(self, commit: str, path: str) -> bytes | None:
+        """Give the bytes at `path` in a commit; None where there is no such file."""
+        oid = self.find_blob(commit, path)
+        return None if oid is None else self.read_blob(oid)
+
+    def iter_files(self, commit: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+        """Give (path, blob id) of every file of a commit whose path is `wanted`, in the order of paths."""
+        import pygit2
+
+        def walk(tree: pygit2.Tree, prefix: str) -> Iterator[tuple[str, str]]:
+            for entry in tree:
+                path = prefix + os.fsdecode(entry.raw_name or b"")
+                if entry.filemode == pygit2.enums.FileMode.TREE:
+                    yield from walk(self._repo[entry.id].peel(pygit2.Tree), path + "/")
+                elif entry.filemode != pygit2.enums.FileMode.COMMIT and wanted(path):
+                    yield path, str(entry.id)
+
+        yield from walk(self._repo[commit].peel(pygit2.Tree), "")

@@ -1,0 +1,278 @@
+"""The one place that runs git."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
+
+ZERO_OID = "0" * 40
+
+
+class GitFailed(UsageError):
+    """git exited with an error; the message is its last words, `stderr` all of them."""
+
+    def __init__(self, args: Sequence[str], code: int, stderr: str) -> None:
+        last = [line for line in stderr.strip().splitlines() if line.strip()] or [f"exit code {code}"]
+        super().__init__(f"git {args[0]}: {re.sub(r'^(fatal|error): ', '', last[0])}")
+        self.code = code
+        self.stderr = stderr
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path that differs between two trees, or between a tree and the index.
+
+    Attributes:
+        status: ``A``, ``M``, ``D``, ``T`` or ``U``.
+        old_oid: Blob id before; `ZERO_OID` when absent or not known.
+        new_oid: Blob id after; `ZERO_OID` when absent or not known.
+    """
+
+    path: str
+    status: str
+    old_mode: str
+    new_mode: str
+    old_oid: str
+    new_oid: str
+
+
+class Git:
+    """Runs git in one folder, without our own fsmonitor hook, and gives its output as bytes.
+
+    The variables that Git sets for its hooks (``GIT_DIR``, ``GIT_INDEX_FILE``...) are passed on, so that a
+    hook works on the index of the command that called it. Hooks of ours that such a call sets off do nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import git
+
+        self.folder = folder
+        self._git = git.Git(str(folder))
+        self._not_found = git.GitCommandNotFound
+
+    def run(
+        self,
+        *args: str,
+        stdin: bytes | None = None,
+        env: dict[str, str] | None = None,
+        codes: Sequence[int] = (0,),
+        literal: bool = True,
+    ) -> bytes:
+        """Run ``git <args>`` and give its standard output.
+
+        Args:
+            args: The subcommand and its arguments.
+            stdin: What git reads from standard input.
+            env: Variables added for this one call.
+            codes: Exit codes that are no error.
+            literal: Take paths as they are; else as patterns.
+
+        Raises:
+            GitFailed: Any other exit code.
+            EnvironmentFailed: There is no git program.
+        """
+        return self.run_for_code(*args, stdin=stdin, env=env, codes=codes, literal=literal)[1]
+
+    def run_for_code(
+        self,
+        *args: str,
+        stdin: bytes | None = None,
+        env: dict[str, str] | None = None,
+        codes: Sequence[int] = (0,),
+        literal: bool = True,
+    ) -> tuple[int, bytes]:
+        """Run ``git <args>`` like `run` and give its exit code as well."""
+        import tempfile
+
+        command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotepath=false", *["--literal-pathspecs"] * literal, *args]
+        with tempfile.TemporaryFile() as feed:
+            if stdin is not None:
+                feed.write(stdin)
+                feed.seek(0)
+            try:
+                code, out, err = self._git.execute(
+                    command,
+                    istream=feed,
+                    with_extended_output=True,
+                    with_exceptions=False,
+                    stdout_as_string=False,
+                    strip_newline_in_stdout=False,
+                    env={"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "MODELVER_SKIP": "1"} | (env or {}),
+                )
+            except self._not_found as err_:
+                raise EnvironmentFailed("git: program not found", hint="install Git 2.36 or newer") from err_
+        if code not in codes:
+            raise GitFailed(args, code, _text(err))
+        return code, _bytes(out)
+
+    def text(self, *args: str, codes: Sequence[int] = (0,)) -> str:
+        """Run ``git <args>`` and give its output as text without the final newline."""
+        return os.fsdecode(self.run(*args, codes=codes)).removesuffix("\n")
+
+    def paths(self, *args: str) -> list[str]:
+        """Run ``git <args>`` whose output is a list of paths ended by NUL."""
+        return [os.fsdecode(p) for p in self.run(*args).split(b"\0") if p]
+
+    def find_commit(self, rev: str) -> str | None:
+        """Give the full id of the commit that `rev` names; None where there is none."""
+        code, out = self.run_for_code(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}", codes=(0, 1, 128)
+        )
+        return out.decode().strip() if code == 0 else None
+
+    def commit_of(self, rev: str) -> str:
+        """Give the full id of the commit that `rev` names.
+
+        Raises:
+            NotFoundError: `rev` names no commit.
+        """
+        found = self.find_commit(rev)
+        if found is None:
+            raise NotFoundError(f"{rev}: no such revision", hint="git log --oneline --decorate")
+        return found
+
+    def staged_changes(self) -> list[Change]:
+        """Give what the index changes against HEAD (against nothing before the first commit)."""
+        base = "HEAD" if self.find_commit("HEAD") else self.text("hash-object", "-t", "tree", os.devnull)
+        return list(_iter_raw(self.run("diff-index", "--cached", "--raw", "-z", "--no-abbrev", "--no-renames", base)))
+
+    def tree_changes(self, old: str, new: str) -> list[Change]:
+        """Give what differs between two commits."""
+        return list(_iter_raw(self.run("diff-tree", "-r", "--raw", "-z", "--no-abbrev", "--no-renames", old, new)))
+
+    def iter_blob(self, oid: str) -> Iterator[bytes]:
+        """Give a blob's bytes in pieces of at most 1 MiB, whatever its size."""
+        process = self._git.execute(["git", "cat-file", "blob", oid], as_process=True)
+        try:
+            while piece := process.stdout.read(1 << 20):
+                yield piece
+        finally:
+            process.stdout.close()
+            process.wait()
+
+    def index_entries(self, *paths: str) -> dict[str, tuple[str, str]]:
+        """Give path -> (mode, blob id) of the index; stages of a conflict are left out."""
+        entries = {}
+        for line in self.run("ls-files", "-s", "-z", "--", *paths).split(b"\0"):
+            if line:
+                head, _, path = line.partition(b"\t")
+                mode, oid, stage = head.decode().split(" ")
+                if stage == "0":
+                    entries[os.fsdecode(path)] = (mode, oid)
+        return entries
+
+    def stage_blobs(self, blobs: dict[str, bytes | None]) -> None:
+        """Put texts into the index under their paths, bypassing filters; None removes the path."""
+        lines = []
+        for path, content in blobs.items():
+            if content is None:
+                lines.append(b"0 " + ZERO_OID.encode() + b"\t" + os.fsencode(path))
+                continue
+            oid = self.run("hash-object", "-w", "--stdin", stdin=content).strip()
+            lines.append(b"100644 " + oid + b"\t" + os.fsencode(path))
+        if lines:
+            self.run("update-index", "-z", "--index-info", stdin=b"\0".join(lines) + b"\0")
+
+    def attributes(self, paths: Sequence[str], *names: str) -> dict[str, dict[str, str]]:
+        """Give path -> attribute -> value, as ``git check-attr`` says."""
+        if not paths:
+            return {}
+        feed = b"\0".join(os.fsencode(p) for p in paths) + b"\0"
+        fields = self.run("check-attr", "-z", "--stdin", *names, stdin=feed).split(b"\0")
+        found: dict[str, dict[str, str]] = {}
+        for i in range(0, len(fields) - 2, 3):
+            found.setdefault(os.fsdecode(fields[i]), {})[fields[i + 1].decode()] = fields[i + 2].decode()
+        return found
+
+    def ignored(self, paths: Sequence[str]) -> dict[str, str]:
+        """Give path -> ``file:line: pattern`` of the rule that hides it, for those that are ignored."""
+        if not paths:
+            return {}
+        feed = b"\0".join(os.fsencode(p) for p in paths) + b"\0"
+        out = self.run("check-ignore", "-z", "-v", "--no-index", "--stdin", stdin=feed, codes=(0, 1), literal=False)
+        fields = [os.fsdecode(f) for f in out.split(b"\0")]
+        return {
+            fields[i + 3]: f"{fields[i]}:{fields[i + 1]}: {fields[i + 2]}"
+            for i in range(0, len(fields) - 3, 4)
+            if not fields[i + 2].startswith("!")
+        }
+
+
+def _iter_raw(out: bytes) -> Iterator[Change]:
+    fields = out.split(b"\0")
+    for i in range(0, len(fields) - 1, 2):
+        old_mode, new_mode, old_oid, new_oid, status = fields[i].decode().lstrip(":").split(" ")
+        yield Change(os.fsdecode(fields[i + 1]), status[0], old_mode, new_mode, old_oid, new_oid)
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else os.fsencode(value)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a repository's parts lie.
+
+    Attributes:
+        top: Top folder of this work tree.
+        git_dir: This work tree's own Git folder (``.git``, or ``.git/worktrees/<name>``).
+        common_dir: The Git folder that all work trees share.
+        hooks_dir: Where Git looks for hooks (``core.hooksPath`` included).
+    """
+
+    top: Path
+    git_dir: Path
+    common_dir: Path
+    hooks_dir: Path
+
+    @property
+    def state_dir(self) -> Path:
+        """Our own state of this work tree; may be deleted at any time."""
+        return self.git_dir / "modelver"
+
+
+def find_layout(folder: Path) -> Layout:
+    """Ask Git where the repository around `folder` lies.
+
+    Raises:
+        UsageError: `folder` is in no Git repository, or in a bare one.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    git = Git(folder)
+    try:
+        out = git.text("rev-parse", "--is-bare-repository", "--absolute-git-dir", "--git-common-dir",
+                       "--git-path", "hooks")  # fmt: skip
+    except GitFailed as err:
+        if "dubious ownership" in err.stderr:
+            raise UsageError(
+                f"{folder}: Git refuses a repository that another user owns",
+                hint=f"git config --global --add safe.directory {folder}",
+            ) from err
+        raise UsageError(f"{folder}: not in a Git repository", hint="modelver init") from err
+    bare, git_dir, common_dir, hooks_dir = out.split("\n")
+    if bare == "true":
+        raise UsageError(
+            f"{git_dir}: a bare repository has no work tree, expected one", hint="git clone it, then run modelver there"
+        )
+    try:
+        top = Path(git.text("rev-parse", "--show-toplevel"))
+    except GitFailed as err:
+        raise UsageError(f"{folder}: inside the Git folder, expected a work tree", hint="cd to the work tree") from err
+    base = folder.resolve()
+    return Layout(top, Path(git_dir), (base / common_dir).resolve(), (base / hooks_dir).resolve())
+
+
+def interpreter() -> str:
+    """Give the path of the Python that runs now, as hooks call it later."""
+    return sys.executable

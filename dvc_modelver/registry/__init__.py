@@ -1,0 +1,1 @@
+"""Versions, stages and history: tags in GTO's grammar, and what commits recorded."""

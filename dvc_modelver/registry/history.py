@@ -1,0 +1,134 @@
+"""The versions of a model, read from the commits that changed its metadata."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError
+from dvc_modelver.git.objects import ObjectReader
+from dvc_modelver.git.porcelain import Git
+from dvc_modelver.metadata import ModelMetadata, metadata_path
+from dvc_modelver.registry.tags import ModelTag, find_version_tag, stage_holder
+
+_NUMBER = re.compile(r"(\d+)(?:\.([0-9a-f]{4,32}))?")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version as the commit that first brought it in has it.
+
+    Attributes:
+        commit: Full id of that commit.
+        date: Author date, ISO 8601.
+    """
+
+    metadata: ModelMetadata
+    path: str
+    commit: str
+    date: str
+    author: str
+    subject: str
+
+    @property
+    def number(self) -> int:
+        """The integer version."""
+        return self.metadata.version.number
+
+
+def iter_versions(git: Git, objects: ObjectReader, path: str, rev: str) -> Iterator[Version]:
+    """Give the versions of the model at `path`, newest commit first, each md5 at its first appearance.
+
+    Args:
+        git: Runs ``git log``.
+        objects: Reads the metadata files.
+        path: The model's path.
+        rev: Where history starts; ``--all`` for every ref.
+    """
+    file = metadata_path(path)
+    out = git.run(
+        "log", "--topo-order", "--raw", "--no-abbrev", "--no-renames", "--diff-merges=first-parent",
+        "--format=%x01%H%x00%aI%x00%an%x00%s", rev, "--", file,
+    )  # fmt: skip
+    found: dict[str, Version] = {}
+    for record in out.decode("utf-8", "replace").split("\x01")[1:]:
+        head, _, raw = record.partition("\n")
+        commit, date, author, subject = head.split("\0")
+        for line in raw.splitlines():
+            if not line.startswith(":"):
+                continue
+            oid = line.split(" ")[3]
+            metadata = _read(objects, oid, file)
+            if metadata is not None:
+                found.pop(metadata.md5, None)
+                found[metadata.md5] = Version(metadata, path, commit, date, author, subject)
+    yield from found.values()
+
+
+def _read(objects: ObjectReader, oid: str, where: str) -> ModelMetadata | None:
+    if set(oid) == {"0"}:
+        return None
+    try:
+        metadata = ModelMetadata.parse(objects.read_blob(oid), where)
+    except (BadMetadataError, NotFoundError):
+        return None
+    return None if metadata.pending is not None else metadata
+
+
+def find_version(
+    git: Git, objects: ObjectReader, path: str, name: str, wanted: str, tags: list[ModelTag]
+) -> tuple[Version, str]:
+    """Give a version by what follows ``name@``: ``v1.2.0``, ``3``, ``3.a1b2c3``, or an md5 of 8 digits or more.
+
+    Returns:
+        The version, and the commit to read its files from.
+
+    Raises:
+        NotFoundError: There is no such version.
+        UsageError: More than one version has that number; the message lists them.
+    """
+    versions = list(iter_versions(git, objects, path, "HEAD"))
+    number = _NUMBER.fullmatch(wanted)
+    if number is not None:
+        for pool in (versions, list(iter_versions(git, objects, path, "--all"))):
+            fits = [
+                v for v in pool if v.number == int(number[1]) and v.metadata.md5.startswith(number[2] or "")
+            ]
+            if len(fits) > 1:
+                names = ", ".join(f"{name}@{v.number}.{v.metadata.md5[:6]}" for v in fits)
+                raise UsageError(f"{name}@{wanted}: {len(fits)} versions have this number: {names}", hint=f"modelver log {name}")
+            if fits:
+                return fits[0], fits[0].commit
+        raise NotFoundError(f"{name}@{wanted}: no such version in this history", hint=f"modelver log {name}")
+    if re.fullmatch(r"[0-9a-f]{8,32}", wanted):
+        for version in [*versions, *iter_versions(git, objects, path, "--all")]:
+            if version.metadata.md5.startswith(wanted):
+                return version, version.commit
+    tag = find_version_tag(tags, name, wanted)
+    return version_at(objects, path, tag.commit, tag.tag), tag.commit
+
+
+def find_stage(objects: ObjectReader, path: str, name: str, stage: str, tags: list[ModelTag]) -> tuple[Version, str]:
+    """Give the version that holds a stage, and its commit.
+
+    Raises:
+        NotFoundError: Nothing holds it.
+    """
+    holder = stage_holder((t for t in tags if t.name == name), stage)
+    if holder is None:
+        raise NotFoundError(f"{name}#{stage}: no version holds this stage", hint=f"modelver log {name}")
+    return version_at(objects, path, holder.commit, holder.tag), holder.commit
+
+
+def version_at(objects: ObjectReader, path: str, commit: str, label: str) -> Version:
+    """Give the version that a commit has.
+
+    Raises:
+        NotFoundError: The commit has no metadata for the model.
+    """
+    oid = objects.find_blob(commit, metadata_path(path))
+    metadata = _read(objects, oid, metadata_path(path)) if oid else None
+    if metadata is None:
+        raise NotFoundError(f"{label}: its commit {commit[:8]} has no metadata of {path}", hint=f"git show --stat {commit[:8]}")
+    return Version(metadata, path, commit, "", "", "")

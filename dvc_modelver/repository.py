@@ -1,0 +1,378 @@
+"""Finds the models of a repository: in the work tree, in the index, at a revision."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError
+from dvc_modelver.formats import known_suffixes
+from dvc_modelver.git.objects import ObjectReader
+from dvc_modelver.git.porcelain import Git, Layout, find_layout
+from dvc_modelver.metadata import (
+    MAX_METADATA_BYTES,
+    METADATA_SUFFIX,
+    ModelMetadata,
+    TensorTable,
+    metadata_path,
+    table_path,
+)
+from dvc_modelver.pipeline import read_artifacts
+from dvc_modelver.settings import Settings, read_settings
+from dvc_modelver.store.dvcconfig import find_dvc_root
+from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
+from dvc_modelver.store.objects import Cache
+from dvc_modelver.store.pointers import Pointer, read_pointers
+
+_SPEECHLESS = {"model", "pytorch_model", "adapter_model", "weights", "checkpoint"}
+"""Stems that say nothing of the model: its folder's name goes in front."""
+
+
+class View(Protocol):
+    """Files of a repository in one state: the work tree, the index, or a commit."""
+
+    label: str
+
+    def read(self, path: str) -> bytes | None:
+        """Give the bytes at `path`; None where there is no such file."""
+
+    def paths(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Give the paths that are `wanted`, sorted."""
+
+
+class WorkTreeView:
+    """What lies on disk, untracked files that are not ignored included."""
+
+    label = "work tree"
+
+    def __init__(self, top: Path, git: Git) -> None:
+        self._top, self._git = top, git
+
+    def read(self, path: str) -> bytes | None:
+        """Give the bytes at `path`; None where there is no regular file."""
+        target = self._top / path
+        try:
+            return target.read_bytes() if target.is_file() else None
+        except OSError as err:
+            raise UsageError(f"{path}: cannot be read ({err.strerror})") from err
+
+    def paths(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Give the tracked or untracked paths that are `wanted`; ignored ones are not looked at."""
+        out = self._git.paths("ls-files", "-c", "-o", "--exclude-standard", "-z")
+        return sorted({p for p in out if wanted(p) and os.path.lexists(self._top / p)})
+
+
+class IndexView:
+    """What is staged; of a path in conflict, nothing."""
+
+    label = "index"
+
+    def __init__(self, git: Git, objects: ObjectReader) -> None:
+        self._entries, self._objects = git.index_entries(), objects
+
+    def read(self, path: str) -> bytes | None:
+        """Give the staged bytes at `path`."""
+        entry = self._entries.get(path)
+        return None if entry is None else self._objects.read_blob(entry[1])
+
+    def paths(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Give the staged paths that are `wanted`."""
+        return sorted(p for p in self._entries if wanted(p))
+
+
+class CommitView:
+    """What a commit holds."""
+
+    def __init__(self, commit: str, objects: ObjectReader) -> None:
+        self.label = commit[:8]
+        self.commit, self._objects = commit, objects
+
+    def read(self, path: str) -> bytes | None:
+        """Give the committed bytes at `path`."""
+        return self._objects.read_file(self.commit, path)
+
+    def paths(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Give the committed paths that are `wanted`."""
+        return [path for path, _ in self._objects.iter_files(self.commit, wanted)]
+
+
+def is_pointer_file(path: str) -> bool:
+    """Whether a path is one of DVC's pointer files (``*.dvc`` or ``dvc.lock``)."""
+    name = posixpath.basename(path)
+    return name == "dvc.lock" or (name.endswith(".dvc") and name != ".dvc")
+
+
+@dataclass(frozen=True)
+class TrackedModel:
+    """A DVC output that is a model, in one view.
+
+    Attributes:
+        name: Its name in tags and commands.
+        metadata: Its metadata in the same view; None where there is none yet.
+        problem: Why the metadata could not be read; empty when it could.
+    """
+
+    name: str
+    path: str
+    pointer: Pointer
+    metadata: ModelMetadata | None
+    problem: str = ""
+
+
+class Repository:
+    """One work tree of a Git repository with DVC in it.
+
+    Attributes:
+        layout: Where its parts lie.
+        git: Runs git at its top.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.git = Git(layout.top)
+        self._caches: dict[Path, Cache] = {}
+
+    @classmethod
+    def open(cls, folder: Path | None = None) -> Repository:
+        """Open the repository around a folder (the current one by default).
+
+        Raises:
+            UsageError: There is none, or it has no work tree.
+        """
+        return cls(find_layout(folder or Path.cwd()))
+
+    @property
+    def top(self) -> Path:
+        """Top folder of the work tree."""
+        return self.layout.top
+
+    @cached_property
+    def objects(self) -> ObjectReader:
+        """Reads blobs and trees."""
+        return ObjectReader(self.layout.git_dir)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What ``.modelver.toml`` says."""
+        return read_settings(self.top)
+
+    @cached_property
+    def head(self) -> str | None:
+        """The commit of HEAD; None before the first one."""
+        return self.git.find_commit("HEAD")
+
+    # Views
+
+    @cached_property
+    def work_tree(self) -> WorkTreeView:
+        """The files on disk."""
+        return WorkTreeView(self.top, self.git)
+
+    def index(self) -> IndexView:
+        """The files that are staged now."""
+        return IndexView(self.git, self.objects)
+
+    def at(self, rev: str) -> CommitView:
+        """The files of a revision.
+
+        Raises:
+            NotFoundError: `rev` names no commit.
+        """
+        return CommitView(self.git.commit_of(rev), self.objects)
+
+    # DVC
+
+    def dvc_root(self, path: str = "") -> Path:
+        """Give the DVC repository that a path belongs to.
+
+        Raises:
+            UsageError: There is no ``.dvc`` folder at or above it.
+        """
+        start = self.top / posixpath.dirname(path)
+        while not start.is_dir():
+            start = start.parent
+        found = find_dvc_root(start, self.top)
+        if found is None:
+            raise UsageError(f"{start}: no DVC repository here", hint="modelver init")
+        return found
+
+    def cache(self, path: str = "") -> Cache:
+        """Give the DVC cache that a path's objects lie in."""
+        root = self.dvc_root(path)
+        if root not in self._caches:
+            self._caches[root] = Cache(read_dvc_settings(root))
+        return self._caches[root]
+
+    # Models
+
+    def pointers(self, view: View) -> list[Pointer]:
+        """Give every pointer of a view; a file that cannot be read is skipped here (`check` names it)."""
+        found = []
+        for file in view.paths(is_pointer_file):
+            try:
+                found += self.pointers_in(view, file)
+            except BadMetadataError:
+                continue
+        return found
+
+    def pointers_in(self, view: View, file: str) -> list[Pointer]:
+        """Give the pointers of one ``.dvc`` or ``dvc.lock`` file.
+
+        Raises:
+            BadMetadataError: The file cannot be read.
+        """
+        text = view.read(file)
+        if text is None:
+            return []
+        yaml_path = posixpath.join(posixpath.dirname(file), "dvc.yaml")
+        dvc_yaml = view.read(yaml_path) if posixpath.basename(file) == "dvc.lock" else None
+        return read_pointers(text, file, dvc_yaml=dvc_yaml)
+
+    def is_model(self, view: View, pointer: Pointer) -> bool:
+        """Whether a DVC output is a model: it has metadata, or a format that a reader knows."""
+        if pointer.is_folder or pointer.md5 is None:
+            return False
+        return view.read(metadata_path(pointer.path)) is not None or self.settings.is_model(
+            pointer.path, known_suffixes()
+        )
+
+    def models(self, view: View) -> list[TrackedModel]:
+        """Give the models of a view, sorted by path."""
+        found = [self._tracked(view, p) for p in self.pointers(view) if self.is_model(view, p)]
+        return sorted(found, key=lambda m: m.path)
+
+    def _tracked(self, view: View, pointer: Pointer) -> TrackedModel:
+        try:
+            metadata = self.metadata(view, pointer.path)
+        except BadMetadataError as err:
+            return TrackedModel(self.name_of(view, pointer.path, None), pointer.path, pointer, None, str(err))
+        return TrackedModel(self.name_of(view, pointer.path, metadata), pointer.path, pointer, metadata)
+
+    def metadata(self, view: View, path: str) -> ModelMetadata | None:
+        """Give the metadata of the model at `path` in a view; None where there is none.
+
+        Raises:
+            BadMetadataError: It cannot be read.
+        """
+        text = view.read(metadata_path(path))
+        return None if text is None else ModelMetadata.parse(text, metadata_path(path))
+
+    def table(self, view: View, path: str) -> TensorTable | None:
+        """Give the tensor table of the model at `path` in a view; None where there is none.
+
+        Raises:
+            BadMetadataError: It cannot be read.
+        """
+        text = view.read(table_path(path))
+        return None if text is None else TensorTable.parse(text, table_path(path))
+
+    def find_model(self, view: View, name_or_path: str) -> TrackedModel:
+        """Give the model of a name, or of a path relative to the current folder.
+
+        Raises:
+            NotFoundError: There is none; the hint names the nearest.
+            UsageError: Two models have that name.
+        """
+        models = self.models(view)
+        named = [m for m in models if m.name == name_or_path]
+        if len(named) > 1:
+            paths = ", ".join(m.path for m in named)
+            raise UsageError(f"{name_or_path}: names {len(named)} models ({paths}), expected one", hint=f"modelver show {named[0].path}")
+        if not named:
+            path = self.repo_path(name_or_path)
+            path = path.removesuffix(METADATA_SUFFIX).removesuffix(".dvc") if path else name_or_path
+            named = [m for m in models if m.path in (path, name_or_path)]
+        if not named:
+            raise NotFoundError(f"{name_or_path}: no such model in the {view.label}", hint=_nearest(name_or_path, models))
+        return named[0]
+
+    def name_of(self, view: View, path: str, metadata: ModelMetadata | None) -> str:
+        """Give a model's name: its ``artifacts:`` entry of dvc.yaml, else the recorded one, else a new one."""
+        declared = self.declared_name(view, path)
+        if declared:
+            return declared
+        return metadata.model.name if metadata is not None else self.new_name(view, path)
+
+    def declared_name(self, view: View, path: str) -> str | None:
+        """Give the name that the ``artifacts:`` section of a dvc.yaml above `path` gives to it."""
+        folder = posixpath.dirname(path)
+        while True:
+            try:
+                artifacts = read_artifacts(view.read, folder)
+            except BadMetadataError:
+                artifacts = {}
+            for name, entry in artifacts.items():
+                target = str(entry.get("path", ""))
+                if posixpath.normpath(posixpath.join(folder, target)) == path:
+                    return f"{folder}={name}" if folder else name
+            if not folder:
+                return None
+            folder = posixpath.dirname(folder)
+
+    def new_name(self, view: View, path: str) -> str:
+        """Choose a name: the stem, with its folder in front when the stem is taken or says nothing."""
+        stem, folder = _speakable(posixpath.basename(path).split(".")[0]), posixpath.basename(posixpath.dirname(path))
+        taken = set()
+        for other in view.paths(lambda p: p.endswith(METADATA_SUFFIX) and p != metadata_path(path)):
+            try:
+                text = view.read(other)
+                taken.add(ModelMetadata.parse(text, other).model.name if text else "")
+            except BadMetadataError:
+                continue
+        if stem.lower() not in _SPEECHLESS and stem not in taken:
+            return stem
+        base = _speakable(f"{folder}-{stem}") if folder else stem
+        name, n = base, 2
+        while name in taken:
+            name, n = f"{base}-{n}", n + 1
+        return name
+
+    # Paths
+
+    def repo_path(self, given: str | Path) -> str | None:
+        """Give a path as Git names it, relative to the top; None for one outside the work tree."""
+        absolute = Path(os.path.abspath(given))
+        for top in (self.top, Path(os.path.realpath(self.top))):
+            for candidate in (absolute, Path(os.path.realpath(absolute.parent)) / absolute.name):
+                if candidate.is_relative_to(top):
+                    return candidate.relative_to(top).as_posix()
+        return None
+
+    def inside(self, given: str | Path) -> str:
+        """Give a path as Git names it.
+
+        Raises:
+            UsageError: It lies outside the work tree.
+        """
+        found = self.repo_path(given)
+        if found is None:
+            raise UsageError(f"{given}: outside the work tree {self.top}")
+        return found
+
+    def read_small(self, path: str) -> bytes | None:
+        """Give a small file of the work tree; None where there is none."""
+        target = self.top / path
+        if not target.is_file() or target.stat().st_size > MAX_METADATA_BYTES:
+            return None
+        return target.read_bytes()
+
+
+def _speakable(text: str) -> str:
+    """Replace what GTO does not allow in a name by ``-``."""
+    return re.sub(r"[^a-zA-Z0-9_-]+", "-", text).strip("-_") or "model"
+
+
+def _nearest(wanted: str, models: Iterable[TrackedModel]) -> str:
+    import difflib
+
+    names = [m.name for m in models]
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.4)
+    if close:
+        return f"did you mean {close[0]}? modelver list names all"
+    return "modelver list names all models; modelver add PATH makes one" if names else "modelver add PATH makes one"

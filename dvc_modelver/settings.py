@@ -1,0 +1,125 @@
+"""``.modelver.toml``: what a repository's owners decided. Nothing in it can name a program to run."""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dvc_modelver.errors import BadMetadataError
+
+SETTINGS_FILE = ".modelver.toml"
+GATE_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".keras", ".onnx", ".gguf", ".tflite")
+"""Suffixes that only model weights have: ``git add`` turns such files into pointers without being asked."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one repository; every field has a default.
+
+    Attributes:
+        include: Patterns of further files that are models (``weights/*.bin``), like ``.gitignore`` ones.
+        exclude: Patterns of files that are never models.
+        metrics: Files whose values are recorded as metrics of a new version.
+        params: Files whose values are recorded as hyper-parameters of a new version.
+        describe_max_bytes: Larger models are described at commit, not while Git looks at the work tree.
+        fetch_max_bytes: Larger objects are not fetched by a checkout; the command to run is printed.
+        raw_max_bytes: Larger model files are refused as raw Git blobs by ``check`` and ``git push``.
+        strict: Refuse missing or stale metadata in every pushed commit, not only at the tip.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    describe_max_bytes: int = 1 << 30
+    fetch_max_bytes: int = 1 << 30
+    raw_max_bytes: int = 10 << 20
+    strict: bool = False
+    unknown: tuple[str, ...] = field(default=())
+
+    def is_gated(self, path: str) -> bool:
+        """Whether ``git add`` of raw weights at `path` becomes a pointer."""
+        return self._matches(path, (*("*" + s for s in GATE_SUFFIXES), *self.include))
+
+    def is_model(self, path: str, reader_suffixes: Iterable[str]) -> bool:
+        """Whether a DVC output at `path` counts as a model: gated, or of a format that a reader knows."""
+        patterns = (*("*" + s for s in GATE_SUFFIXES), *("*" + s for s in reader_suffixes), *self.include)
+        return self._matches(path, patterns)
+
+    def _matches(self, path: str, patterns: Iterable[str]) -> bool:
+        return any(_match(path, p) for p in patterns) and not any(_match(path, p) for p in self.exclude)
+
+
+def _match(path: str, pattern: str) -> bool:
+    """Match like a line of ``.gitignore``: without a slash against the name, else against the whole path."""
+    if pattern.endswith("/"):
+        return path.startswith(pattern.lstrip("/"))
+    if "/" not in pattern:
+        return fnmatch.fnmatchcase(PurePosixPath(path).name, pattern)
+    return fnmatch.fnmatchcase(path, pattern.lstrip("/").replace("**/", "*"))
+
+
+_PLACES = {
+    ("models", "include"): "include",
+    ("models", "exclude"): "exclude",
+    ("training", "metrics"): "metrics",
+    ("training", "params"): "params",
+    ("limits", "describe_max_bytes"): "describe_max_bytes",
+    ("limits", "fetch_max_bytes"): "fetch_max_bytes",
+    ("limits", "raw_max_bytes"): "raw_max_bytes",
+    ("push", "strict"): "strict",
+}
+
+
+def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
+    """Read the text of a settings file.
+
+    Raises:
+        BadMetadataError: Not TOML, or a value of another type than the setting has.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
+        raise BadMetadataError(f"{where}: not TOML ({err})", hint="modelver doctor") from err
+    kinds = {f.name: str(f.type) for f in fields(Settings)}
+    values: dict[str, Any] = {}
+    unknown = []
+    for section, content in data.items():
+        if not isinstance(content, Mapping):
+            unknown.append(section)
+            continue
+        for key, value in content.items():
+            name = _PLACES.get((section, key))
+            if name is None:
+                unknown.append(f"{section}.{key}")
+            else:
+                values[name] = _checked(value, kinds[name], f"{where}: {section}.{key}")
+    return Settings(**values, unknown=tuple(unknown))
+
+
+def _checked(value: Any, kind: str, where: str) -> Any:
+    if kind.startswith("tuple"):
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise BadMetadataError(f"{where} is {value!r}, expected a list of strings")
+        return tuple(value)
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise BadMetadataError(f"{where} is {value!r}, expected true or false")
+        return value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BadMetadataError(f"{where} is {value!r}, expected a number of bytes")
+    return value
+
+
+def read_settings(top: Path) -> Settings:
+    """Read a work tree's ``.modelver.toml``; the defaults where there is none."""
+    try:
+        return parse_settings((top / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Settings()
+    except (UnicodeDecodeError, OSError) as err:
+        raise BadMetadataError(f"{SETTINGS_FILE}: cannot be read ({err})") from err

@@ -1,0 +1,1 @@
+"""The law of the work tree: which of model, metadata and pointer moved, and what follows from it."""

@@ -1,0 +1,243 @@
+"""Builds metadata and tensor table of a model's bytes, as the next version of what HEAD has."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dvc_modelver.diff.compare import Side, compare
+from dvc_modelver.errors import BadMetadataError, BadModelError, NotFoundError
+from dvc_modelver.formats import open_reader
+from dvc_modelver.metadata import (
+    ChangeFacts,
+    ModelFacts,
+    ModelMetadata,
+    TensorTable,
+    TrainingFacts,
+    VersionFacts,
+    describe_tensors,
+    metadata_path,
+    summarise,
+    table_digest,
+    table_path,
+)
+from dvc_modelver.pipeline import gather_training
+from dvc_modelver.repository import CommitView, Repository, View
+from dvc_modelver.store.objects import Hashes, hash_file
+from dvc_modelver.store.pointers import Pointer
+
+Progress = Callable[[int], None]
+OPAQUE = "opaque"
+"""Format of a model that no reader knows: digests and size only, no tensor table."""
+
+_UPDATE_OF_KIND = {"conversion": "conversion", "retrained": "batch", "architecture": "batch"}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file's bytes are, before history comes in.
+
+    Attributes:
+        table: None for a model that no reader knows.
+        warning: Why a file with a known suffix could not be read; empty when it could.
+    """
+
+    hashes: Hashes
+    format: str
+    framework: str | None
+    table: TensorTable | None
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """The two files that lie beside a model."""
+
+    metadata: ModelMetadata
+    table: bytes | None
+    warning: str = ""
+
+
+def read_contents(file: Path, name: str, hashes: Hashes | None = None, *, progress: Progress | None = None) -> Contents:
+    """Hash and fingerprint a file, both at once where it was not hashed yet.
+
+    Args:
+        file: The weights; in the cache, or in the work tree.
+        name: The model's path, for its suffix and for messages.
+        hashes: The file's digests when they are known.
+        progress: Called with the number of bytes read since the last call.
+
+    Raises:
+        UsageError: The file is being written.
+    """
+    found: list[Hashes | BaseException] = [] if hashes is None else [hashes]
+
+    def run() -> None:
+        try:
+            found.append(hash_file(file))
+        except BaseException as err:  # noqa: BLE001 - carried to the caller's thread
+            found.append(err)
+
+    hashing = threading.Thread(target=run)
+    if hashes is None:
+        hashing.start()
+    try:
+        partial = _read_tensors(file, name, progress)
+    finally:
+        if hashes is None:
+            hashing.join()
+    result = found[0]
+    if isinstance(result, BaseException):
+        raise result
+    table = None if partial.table is None else replace(partial.table, md5=result.md5)
+    return replace(partial, hashes=result, table=table)
+
+
+_NO_HASHES = Hashes("", "", 0)
+
+
+def _read_tensors(file: Path, name: str, progress: Progress | None) -> Contents:
+    try:
+        reader = open_reader(file, name)
+        if reader is None:
+            return Contents(_NO_HASHES, OPAQUE, None, None)
+        with reader:
+            return Contents(
+                _NO_HASHES, reader.format, reader.framework, describe_tensors(reader, "", progress=progress)
+            )
+    except BadModelError as err:
+        return Contents(_NO_HASHES, OPAQUE, None, None, str(err))
+
+
+def describe(
+    repo: Repository,
+    path: str,
+    contents: Contents,
+    *,
+    view: View,
+    pointer: Pointer | None,
+    facts: TrainingFacts | None = None,
+    declared_by: str | None = None,
+    name: str | None = None,
+) -> Description:
+    """Give the metadata and table of a version.
+
+    Bytes that are a version already, anywhere in HEAD's history, get that version's files back.
+
+    Args:
+        repo: The repository.
+        path: The model.
+        contents: What its bytes are.
+        view: Where the training facts are read from.
+        pointer: Its pointer, for the stage that made it; None before there is one.
+        facts: What the user declared; wins over what was gathered.
+        declared_by: ``user`` for an out of a pipeline that was changed outside it.
+        name: The model's name; chosen when not given.
+    """
+    known = find_version(repo, path, contents.hashes.md5)
+    facts = facts or TrainingFacts()
+    if known is not None:
+        training = known.metadata.training.merged_with(facts)
+        model = replace(known.metadata.model, name=name or known.metadata.model.name)
+        return Description(replace(known.metadata, training=training, model=model), known.table, contents.warning)
+
+    parents = parent_versions(repo, path)
+    table = contents.table.render() if contents.table is not None else None
+    from_pipeline = pointer is not None and pointer.kind == "lock" and pointer.md5 == contents.hashes.md5
+    gathered = gather_training(view.read, pointer if from_pipeline else None, repo.settings)
+    change = _change(path, contents, parents[0]) if parents else None
+    first = parents[0].metadata if parents else None
+    model = ModelFacts(
+        name=name or repo.declared_name(view, path) or (first.model.name if first else repo.new_name(view, path)),
+        path=path,
+        format=contents.format,
+        framework=contents.framework,
+        bytes_=contents.hashes.size,
+        md5=contents.hashes.md5,
+        sha256=contents.hashes.sha256,
+        tensors_digest=table_digest(table) if table is not None else None,
+        extra=first.model.extra if first else {},
+        **(summarise(contents.table.rows) if contents.table is not None else {}),
+    )
+    update = "initial" if change is None else _UPDATE_OF_KIND.get(change.kind, "fine-tune")
+    version = VersionFacts(
+        number=1 + max((p.metadata.version.number for p in parents), default=0),
+        parents=tuple(p.metadata.md5 for p in parents),
+        update="merge" if len(parents) > 1 else update,
+        declared_by=declared_by or ("pipeline" if from_pipeline else "measured"),
+    )
+    metadata = ModelMetadata(model=model, version=version, change=change, training=gathered.merged_with(facts))
+    return Description(metadata, table, contents.warning)
+
+
+@dataclass(frozen=True)
+class KnownVersion:
+    """A version's two files as some commit holds them."""
+
+    metadata: ModelMetadata
+    table: bytes | None
+
+
+def _change(path: str, contents: Contents, parent: KnownVersion) -> ChangeFacts:
+    new = Side(path, "", contents.table, None, contents.hashes.md5, contents.format)
+    old_table = TensorTable.parse(parent.table, table_path(path)) if parent.table is not None else None
+    old = Side(path, "", old_table, parent.metadata, parent.metadata.md5, parent.metadata.model.format)
+    found = compare(old, new)
+    return ChangeFacts(
+        from_=parent.metadata.md5,
+        kind=found.kind,
+        cosine=_short(found.cosine),
+        relative_l2=_short(found.relative_l2),
+        tensors_changed=found.tensors_changed,
+    )
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def parent_versions(repo: Repository, path: str) -> list[KnownVersion]:
+    """Give the versions that HEAD, and a merge under way, have of a model; the same md5 once."""
+    found: list[KnownVersion] = []
+    for rev in ("HEAD", "MERGE_HEAD"):
+        commit = repo.head if rev == "HEAD" else repo.git.find_commit(rev)
+        version = _version_at(repo, commit, path) if commit else None
+        if version is not None and all(version.metadata.md5 != other.metadata.md5 for other in found):
+            found.append(version)
+    return found
+
+
+def _version_at(repo: Repository, commit: str, path: str) -> KnownVersion | None:
+    view = CommitView(commit, repo.objects)
+    try:
+        metadata = repo.metadata(view, path)
+    except BadMetadataError:
+        return None
+    return None if metadata is None else KnownVersion(metadata, view.read(table_path(path)))
+
+
+def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
+    """Give the version with these bytes from HEAD's history, nearest first; None when they are new."""
+    if repo.head is None:
+        return None
+    wanted = f'"md5": "{md5}"'.encode()
+    out = repo.git.run(
+        "log", "--format=%H", "--raw", "--no-abbrev", "--no-renames", "--diff-merges=first-parent", "HEAD", "--", metadata_path(path)
+    )
+    commit = ""
+    for line in out.decode("utf-8", "replace").splitlines():
+        if not line.startswith(":"):
+            commit = line or commit
+            continue
+        oid = line.split(" ")[3]
+        try:
+            if set(oid) == {"0"} or wanted not in repo.objects.read_blob(oid):
+                continue
+        except NotFoundError:
+            continue
+        found = _version_at(repo, commit, path)
+        if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None:
+            return found
+    return None

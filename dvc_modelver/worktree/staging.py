@@ -1,0 +1,326 @@
+"""Completes the index before a commit: every staged model gets pointer, metadata, table and object."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dvc_modelver.errors import BadMetadataError, RefusedError, UsageError
+from dvc_modelver.git.porcelain import ZERO_OID, Change
+from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_digest, table_path
+from dvc_modelver.repository import IndexView, Repository, is_pointer_file
+from dvc_modelver.store.gate import MAX_GATE_BYTES, MAX_TEXT_BYTES, GatePointer, find_gate, is_plain_text
+from dvc_modelver.store.objects import Hashes
+from dvc_modelver.store.pointers import Pointer
+from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.state import stamp_of, write_file
+from dvc_modelver.worktree.sync import Keeper, Seen
+from dvc_modelver.worktree.track import Tracker, new_pointer
+
+OUTSIDE_HINT = "dvc repro; or, to keep these weights: modelver add --accept {}"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+class Stager:
+    """One pre-commit run.
+
+    Args:
+        keeper: Holds the work tree's state.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper, self.repo = keeper, keeper.repo
+        self.tracker = Tracker(keeper)
+
+    def complete(self, *, commit_all: bool) -> list[str]:
+        """Complete the index; give the paths staged.
+
+        Args:
+            commit_all: ``git commit -a``: take in every retrained model.
+
+        Raises:
+            RefusedError: What is staged is not one version, or a pipeline's model was changed outside it.
+        """
+        changes = self.repo.git.staged_changes()
+        gated = dict(self._find_gated(changes))
+        for path, gate in gated.items():
+            self._replace_gate(path, gate)
+        if commit_all:
+            self._take_in_retrained()
+        changes = self.repo.git.staged_changes()
+        view = self.repo.index()
+        pointers = {p.path: p for p in self.repo.pointers(view)}
+        for path in self._affected(changes, pointers, view):
+            self._complete_one(path, pointers.get(path), {c.path for c in changes}, view)
+        self._settle()
+        if not commit_all:
+            self._name_left_out()
+        self.keeper.save()
+        clear_gates(self.repo)
+        return self.tracker.staged
+
+    # Raw weights and gate pointers
+
+    def _find_gated(self, changes: Iterable[Change]) -> Iterator[tuple[str, GatePointer]]:
+        attributes = self.repo.git.attributes([c.path for c in changes], "filter")
+        for change in changes:
+            if not change.new_mode.startswith("100"):
+                continue
+            size = self.repo.objects.blob_size(change.new_oid)
+            gate = find_gate(self.repo.objects.read_blob(change.new_oid)) if size <= MAX_GATE_BYTES else None
+            if gate is not None:
+                yield change.path, gate
+            elif (
+                self.repo.settings.is_gated(change.path)
+                and attributes.get(change.path, {}).get("filter") in ("modelver", "unspecified")
+                and not self._is_kept_raw(change, size)
+            ):
+                yield change.path, self._store_blob(change)
+
+    def _is_kept_raw(self, change: Change, size: int) -> bool:
+        """Whether a raw file stays in Git: it is there already, or it is a small text."""
+        if change.old_oid != ZERO_OID and change.old_mode.startswith("100"):
+            old_size = self.repo.objects.blob_size(change.old_oid)
+            return old_size > MAX_GATE_BYTES or find_gate(self.repo.objects.read_blob(change.old_oid)) is None
+        return size <= MAX_TEXT_BYTES and is_plain_text(self.repo.objects.read_blob(change.new_oid), size)
+
+    def _store_blob(self, change: Change) -> GatePointer:
+        self.keeper.say(f"{change.path}: raw weights were staged; they go to the DVC cache, a pointer to Git")
+        hashes = self.repo.cache(change.path).store_stream(self.repo.git.iter_blob(change.new_oid))
+        return GatePointer(hashes.md5, hashes.sha256, hashes.size)
+
+    def _replace_gate(self, path: str, gate: GatePointer) -> None:
+        hashes = Hashes(gate.md5, gate.sha256, gate.size)
+        cache = self.repo.cache(path)
+        if not cache.has(gate.md5):
+            self._restore_object(path, gate.md5)
+        pointers = {p.path: p for p in self.repo.pointers(self.repo.work_tree)}
+        pointer = pointers.get(path)
+        if pointer is not None and pointer.kind == "lock" and pointer.md5 != gate.md5:
+            raise RefusedError(
+                f"{path}: an output of the pipeline in {pointer.file}, changed outside dvc repro",
+                hint=OUTSIDE_HINT.format(path),
+            )
+        self.tracker.track(path, hashes, pointer)
+        file, note = self.repo.top / path, read_gates(self.repo).get(path, {})
+        stamp = stamp_of(file)
+        if note.get("md5") != gate.md5 or note.get("stamp") != stamp:
+            return  # not the bytes that were added; the next look hashes it
+        if cache.prefers_links:
+            cache.materialise(gate.md5, file)
+            stamp = stamp_of(file)
+        self.tracker.settle(path, pointer or new_pointer(path, hashes), gate.md5, stamp)
+
+    def _restore_object(self, path: str, md5: str) -> None:
+        file = self.repo.top / path
+        if file.is_file() and self.repo.cache(path).store_file(file, link=False).md5 == md5:
+            return
+        raise RefusedError(
+            f"{path}: its object {md5} is not in the DVC cache any more, and the file changed", hint=f"git add {path}"
+        )
+
+    def _model_md5(self, path: str) -> str | None:
+        for seen in self.keeper.look(only=[path]):
+            return seen.md5
+        return None
+
+    # Retrained models
+
+    def _take_in_retrained(self) -> None:
+        for seen in self.keeper.look():
+            if seen.action is Action.DESCRIBE and seen.model.metadata is not None:
+                self._refuse_outside(seen)
+                self.tracker.add(seen.path, seen.model.pointer)
+
+    def _refuse_outside(self, seen: Seen) -> None:
+        pointer = seen.model.pointer
+        if pointer.kind == "lock" and seen.md5 != pointer.md5:
+            raise RefusedError(
+                f"{seen.path}: an output of stage {pointer.stage!r} in {pointer.file}, changed outside dvc repro",
+                hint=OUTSIDE_HINT.format(seen.path),
+            )
+
+    # One staged model
+
+    def _affected(self, changes: Iterable[Change], pointers: dict[str, Pointer], view: IndexView) -> list[str]:
+        paths = set()
+        for change in changes:
+            if change.status == "D":
+                continue
+            model = find_model_path(change.path)
+            if model is not None:
+                paths.add(model)
+            elif is_pointer_file(change.path):
+                try:
+                    staged = self.repo.pointers_in(view, change.path)
+                except BadMetadataError as err:
+                    raise RefusedError(str(err), hint=err.hint) from err
+                before = self._committed_pointers(change)
+                paths |= {p.path for p in staged if before.get(p.path) != p.md5 and self.repo.is_model(view, p)}
+        return sorted(paths)
+
+    def _committed_pointers(self, change: Change) -> dict[str, str | None]:
+        if change.old_oid == ZERO_OID or self.repo.head is None:
+            return {}
+        try:
+            return {p.path: p.md5 for p in self.repo.pointers_in(self.repo.at("HEAD"), change.path)}
+        except BadMetadataError:
+            return {}
+
+    def _complete_one(self, path: str, pointer: Pointer | None, staged: set[str], view: IndexView) -> None:
+        try:
+            metadata = self.repo.metadata(view, path)
+        except BadMetadataError as err:
+            raise RefusedError(str(err), hint=f"modelver refresh {path}") from err
+        if pointer is None:
+            self._stage_pointer_of(path, metadata)
+            return
+        if metadata is not None and metadata.pending is not None:
+            self._describe_pending(path, pointer)
+            return
+        if metadata is not None and metadata.md5 == pointer.md5:
+            self._check_object(path, pointer)
+            self._check_table(path, metadata, pointer, view)
+            return
+        if metadata is None or metadata_path(path) not in staged:
+            self._describe_object(path, pointer)
+            return
+        if pointer.kind == "lock":
+            raise RefusedError(
+                f"{path}: its metadata names {metadata.md5[:8]}, {pointer.file} names {(pointer.md5 or '?')[:8]}: "
+                "changed outside dvc repro",
+                hint=OUTSIDE_HINT.format(path),
+            )
+        if pointer.file in staged:
+            raise RefusedError(
+                f"{path}: the staged metadata is that of {metadata.md5[:8]}, the staged pointer that of "
+                f"{(pointer.md5 or '?')[:8]}; expected one version",
+                hint=f"modelver add {path}",
+            )
+        self._stage_pointer_of(path, metadata)
+
+    def _stage_pointer_of(self, path: str, metadata: ModelMetadata | None) -> None:
+        """Stage the work tree's pointer along with metadata that was staged without it."""
+        if metadata is None:
+            return
+        found = [p for p in self.repo.pointers(self.repo.work_tree) if p.path == path]
+        if not found or found[0].md5 != metadata.md5:
+            raise RefusedError(
+                f"{path}: metadata of {metadata.md5[:8]} is staged, but no pointer names that object",
+                hint=f"modelver add {path}",
+            )
+        self._check_object(path, found[0])
+        self.repo.git.stage_blobs({found[0].file: (self.repo.top / found[0].file).read_bytes()})
+        self.tracker.staged.append(found[0].file)
+
+    def _describe_pending(self, path: str, pointer: Pointer) -> None:
+        seen = next(iter(self.keeper.look(only=[path])), None)
+        if seen is None or seen.md5 is None:
+            raise RefusedError(f"{path}: metadata is pending, but the model is gone", hint=f"git restore {metadata_path(path)}")
+        self._refuse_outside(seen)
+        try:
+            self.tracker.add(path, pointer)
+        except UsageError as err:
+            raise RefusedError(str(err), hint="commit again when training has finished writing it") from err
+
+    def _describe_object(self, path: str, pointer: Pointer) -> None:
+        """Write metadata for a pointer that was staged without: ``dvc add`` or ``dvc repro`` by hand."""
+        if pointer.md5 is None or not self._check_object(path, pointer):
+            self.keeper.say(f"{path}: metadata cannot be written without the object\nhint: modelver pull {path} && modelver refresh {path}")
+            return
+        cache = self.repo.cache(path)
+        with_hashes = self._known_hashes(path, pointer.md5) or cache.hash_object(pointer.md5, legacy=pointer.legacy)
+        self.tracker.track(path, with_hashes, pointer)
+
+    def _known_hashes(self, path: str, md5: str) -> Hashes | None:
+        """Take the digests from the work tree's metadata where it describes the object already."""
+        try:
+            metadata = self.repo.metadata(self.repo.work_tree, path)
+        except BadMetadataError:
+            return None
+        if metadata is None or metadata.md5 != md5 or metadata.model.sha256 is None or metadata.pending:
+            return None
+        return Hashes(md5, metadata.model.sha256, metadata.model.bytes_)
+
+    def _check_object(self, path: str, pointer: Pointer) -> bool:
+        """Make sure that a pointer's object is in the cache, from the work tree if need be."""
+        cache, md5 = self.repo.cache(path), pointer.md5 or ""
+        if cache.has(md5, legacy=pointer.legacy):
+            return True
+        if self._model_md5(path) == md5:
+            self.tracker.store(path)
+            return True
+        self.keeper.say(f"{path}: object {md5[:8]} is not in the DVC cache; git push will look for it on the remote")
+        return False
+
+    def _check_table(self, path: str, metadata: ModelMetadata, pointer: Pointer, view: IndexView) -> None:
+        wanted, table = metadata.model.tensors_digest, view.read(table_path(path))
+        if wanted is not None and (table is None or table_digest(table) != wanted):
+            self.keeper.say(f"{path}: the staged tensor table is not that of the metadata; rebuilt")
+            self._describe_object(path, pointer)
+
+    # After the index is complete
+
+    def _settle(self) -> None:
+        found = self.keeper.look()
+        for seen in found:
+            if seen.action is Action.AGREE:
+                self.keeper.agree(seen)
+        self.keeper.remember_all(found)
+
+    def _name_left_out(self) -> None:
+        view = self.repo.index()
+        for seen in self.keeper.look():
+            if seen.action is Action.DESCRIBE and seen.model.metadata is not None:
+                self.keeper.say(f"not in this commit: {seen.path} was retrained (git commit -a takes it in)")
+            elif seen.action is Action.NOTHING and seen.model.metadata is not None:
+                staged = view.read(metadata_path(seen.path))
+                if staged is not None and seen.md5 is not None and seen.md5.encode() not in staged:
+                    self.keeper.say(f"not in this commit: {seen.path} was retrained (git commit -a takes it in)")
+
+
+# What the clean filter and the hooks leave for each other in .git/modelver
+
+
+def note_gate(repo: Repository, path: str, gate: GatePointer, stamp: str) -> None:
+    """Remember the file that a gate pointer was made from, for the pre-commit hook."""
+    file = repo.layout.state_dir / "gate"
+    notes = read_gates(repo) | {path: {"md5": gate.md5, "stamp": stamp}}
+    write_file(file, json.dumps(notes).encode())
+
+
+def read_gates(repo: Repository) -> dict[str, dict[str, str]]:
+    """Give path -> md5 and stamp of the files that passed the filter since the last commit."""
+    try:
+        found = json.loads((repo.layout.state_dir / "gate").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def clear_gates(repo: Repository) -> None:
+    """Forget them: the index has no gate pointers any more."""
+    (repo.layout.state_dir / "gate").unlink(missing_ok=True)
+
+
+def note_partial_commit(repo: Repository, staged: list[str]) -> None:
+    """Remember what was staged into the temporary index of ``git commit PATH``.
+
+    Git commits that index and keeps the real one as it was, so post-commit brings these paths to HEAD's.
+    """
+    index = Path(os.environ.get("GIT_INDEX_FILE", "index")).name
+    if staged and index.startswith("next-index"):
+        write_file(repo.layout.state_dir / "committed", json.dumps(sorted(set(staged))).encode())
+
+
+def finish_partial_commit(repo: Repository) -> None:
+    """Bring the paths that `note_partial_commit` remembered to what was committed."""
+    note = repo.layout.state_dir / "committed"
+    try:
+        paths = json.loads(note.read_bytes())
+    except (OSError, ValueError):
+        return
+    note.unlink()
+    repo.git.run("reset", "-q", "HEAD", "--", *paths)

@@ -1,0 +1,146 @@
+"""``.git/modelver/state``: what this work tree last saw of each model.
+
+A derived file: without it, K is what HEAD's metadata says. Its lines are read by `drivers.probe` too, with
+nothing but ``str.split``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dvc_modelver.errors import EnvironmentFailed
+
+HEADER = "modelver.state/1"
+ABSENT = "-"
+UNSETTLED = "?"
+"""Stands for a stamp that cannot be trusted; it equals no stamp, so the file is looked at again."""
+RACY_NS = 20_000_000
+"""A file modified less than this before it was read may change again within one tick of the clock."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was last seen of one model.
+
+    Attributes:
+        agreed: K, the md5 at which model, metadata and pointer last agreed; empty for never.
+        md5: md5 of the model at `model_stamp`; empty when there was no file.
+        model_stamp: Size, times and inode of the model file; likewise the other two.
+        pointer_path: The ``.dvc`` or ``dvc.lock`` file.
+    """
+
+    path: str
+    agreed: str
+    md5: str
+    model_stamp: str
+    metadata_stamp: str
+    pointer_stamp: str
+    pointer_path: str
+
+
+def stamp_of(path: Path, *, at_ns: int | None = None) -> str:
+    """Give size, modification and change time (ns) and inode of a file; `ABSENT` where there is none.
+
+    Args:
+        path: The file; a link is followed.
+        at_ns: When the file was read: a file modified just before is `UNSETTLED`.
+    """
+    try:
+        st = path.stat()
+    except OSError:
+        return ABSENT
+    if at_ns is not None and at_ns - max(st.st_mtime_ns, st.st_ctime_ns) < RACY_NS:
+        return UNSETTLED
+    return f"{st.st_size}:{st.st_mtime_ns}:{st.st_ctime_ns}:{st.st_ino}"
+
+
+@dataclass
+class State:
+    """The rows of one work tree, by model path."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    known: bool = False
+
+
+def read_state(folder: Path) -> State:
+    """Read the state file; an absent or broken one is an empty state that is not `known`."""
+    try:
+        lines = (folder / "state").read_bytes().decode("utf-8", "surrogateescape").split("\n")
+    except OSError:
+        return State()
+    if lines[0] != HEADER:
+        return State()
+    rows = {}
+    for line in lines[1:]:
+        fields = line.split("\t")
+        if len(fields) != 7:
+            continue
+        agreed, md5, model, metadata, pointer, pointer_path, path = fields
+        row = Row(_decoded(path), agreed, md5, model, metadata, pointer, _decoded(pointer_path))
+        rows[row.path] = row
+    return State(rows, known=True)
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Replace the state file."""
+    lines = [HEADER]
+    for row in sorted(state.rows.values(), key=lambda r: r.path):
+        stamps = (row.agreed, row.md5, row.model_stamp, row.metadata_stamp, row.pointer_stamp)
+        lines.append("\t".join([*stamps, _encoded(row.pointer_path), _encoded(row.path)]))
+    write_file(folder / "state", ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+
+
+def _encoded(path: str) -> str:
+    return path.replace("%", "%25").replace("\n", "%0A").replace("\t", "%09")
+
+
+def _decoded(text: str) -> str:
+    return text.replace("%09", "\t").replace("%0A", "\n").replace("%25", "%")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file: a temporary one beside it, fsync, rename. Its permissions stay.
+
+    Raises:
+        EnvironmentFailed: The disk is full or the folder cannot be written; the old file is untouched.
+    """
+    temp = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+        fd, temp = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".modelver-tmp", dir=path.parent)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temp).chmod(mode)
+        Path(temp).replace(path)
+    except OSError as err:
+        if temp:
+            Path(temp).unlink(missing_ok=True)
+        raise EnvironmentFailed(f"{path}: cannot be written ({err.strerror})", hint="df -h; ls -ld the folder") from err
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold this work tree's lock; gives False when `wait` is off and another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+            return
+        yield True

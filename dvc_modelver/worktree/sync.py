@@ -1,0 +1,339 @@
+"""Looks at the models of a work tree and does what the law says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ModelverError, NotFoundError
+from dvc_modelver.metadata import (
+    ModelMetadata,
+    TrainingFacts,
+    metadata_path,
+    table_path,
+)
+from dvc_modelver.repository import CommitView, Repository, TrackedModel
+from dvc_modelver.store.objects import Hashes, hash_file
+from dvc_modelver.store.pointers import Pointer, write_pointer
+from dvc_modelver.worktree.describe import Description, describe, read_contents
+from dvc_modelver.worktree.law import Action, Decision, decide
+from dvc_modelver.worktree.state import ABSENT, UNSETTLED, Row, State, read_state, stamp_of, write_file, write_state
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One model as it lies in the work tree, and what the law says of it.
+
+    Attributes:
+        agreed: K.
+        md5: M; None for no file; starts with ``?`` when the file was too large to hash now.
+        stamp: The model file's stamp when it was looked at.
+        sha256: Known only when the file was hashed just now.
+    """
+
+    model: TrackedModel
+    agreed: str | None
+    md5: str | None
+    stamp: str
+    decision: Decision
+    hashes: Hashes | None = None
+
+    @property
+    def path(self) -> str:
+        """The model's path."""
+        return self.model.path
+
+    @property
+    def action(self) -> Action:
+        """What is to be done."""
+        return self.decision.action
+
+
+def look(repo: Repository, state: State, *, max_bytes: int | None = None, only: Iterable[str] | None = None) -> list[Seen]:
+    """Look at every model of the work tree, hashing only those whose stamp moved.
+
+    Args:
+        repo: The repository.
+        state: What was seen before.
+        max_bytes: A larger file that moved is not hashed; its md5 counts as unlike any other.
+        only: Paths to look at; all by default.
+    """
+    wanted = None if only is None else set(only)
+    models = repo.models(repo.work_tree)
+    return [_see(repo, state, model, max_bytes) for model in models if wanted is None or model.path in wanted]
+
+
+def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | None) -> Seen:
+    row = state.rows.get(model.path)
+    agreed = row.agreed or None if row is not None else committed_md5(repo, model.path)
+    file = repo.top / model.path
+    stamp, md5, hashes = stamp_of(file), None, None
+    if stamp != ABSENT:
+        if row is not None and row.md5 and row.model_stamp == stamp:
+            md5 = row.md5
+        elif max_bytes is not None and file.stat().st_size > max_bytes:
+            md5 = f"?{stamp}"
+        else:
+            before = time.time_ns()
+            hashes = hash_file(file)
+            md5, stamp = hashes.md5, stamp_of(file, at_ns=before)
+    described = model.metadata.md5 if model.metadata is not None else None
+    decision = decide(agreed, md5, described, model.pointer.md5)
+    if model.problem:
+        decision = Decision(Action.CONFLICT if decision.action is not Action.NOTHING else Action.NOTHING)
+    return Seen(model, agreed, md5, stamp, decision, hashes)
+
+
+def committed_md5(repo: Repository, path: str) -> str | None:
+    """Give the md5 that HEAD's metadata names for a model; None where HEAD has none."""
+    if repo.head is None:
+        return None
+    try:
+        metadata = repo.metadata(CommitView(repo.head, repo.objects), path)
+    except BadMetadataError:
+        return None
+    return None if metadata is None else metadata.md5
+
+
+class Keeper:
+    """Applies the law to a work tree; holds its state while it does.
+
+    Attributes:
+        say: Takes one line for the user about each thing done or left.
+    """
+
+    def __init__(self, repo: Repository, say: Say) -> None:
+        self.repo, self.say = repo, say
+        self.state = read_state(repo.layout.state_dir)
+
+    def look(self, *, max_bytes: int | None = None, only: Iterable[str] | None = None) -> list[Seen]:
+        """Look at the models, as `look` does."""
+        return look(self.repo, self.state, max_bytes=max_bytes, only=only)
+
+    def save(self) -> None:
+        """Write the state file; rows of models that are no more are dropped by `remember_all`."""
+        write_state(self.repo.layout.state_dir, self.state)
+
+    def remember(self, seen: Seen, *, agreed: str | None = None, md5: str | None = None) -> None:
+        """Record a model as it lies there now.
+
+        Args:
+            seen: What was looked at; its stamp is recorded with its md5.
+            agreed: The new K; unchanged when not given.
+            md5: M, when something of ours just put other bytes there.
+        """
+        file = self.repo.top / seen.path
+        if md5 is not None:
+            stamp, known = stamp_of(file, at_ns=time.time_ns() + RELINKED_NS), md5
+        else:
+            stamp, known = seen.stamp, seen.md5 or ""
+        self.state.rows[seen.path] = Row(
+            path=seen.path,
+            agreed=agreed or seen.agreed or "",
+            md5="" if known.startswith("?") else known,
+            model_stamp=stamp,
+            metadata_stamp=stamp_of(self.repo.top / metadata_path(seen.path)),
+            pointer_stamp=stamp_of(self.repo.top / seen.model.pointer.file),
+            pointer_path=seen.model.pointer.file,
+        )
+
+    def remember_all(self, found: Iterable[Seen]) -> None:
+        """Keep only the rows of the models given, and add a row for those that have none."""
+        paths = set()
+        for seen in found:
+            paths.add(seen.path)
+            row = self.state.rows.get(seen.path)
+            if row is None or UNSETTLED in (row.model_stamp, seen.stamp) or _is_stale(self.repo, row):
+                self.remember(seen, agreed=row.agreed if row is not None else None)
+        self.state.rows = {path: row for path, row in self.state.rows.items() if path in paths}
+
+    # What the law says
+
+    def agree(self, seen: Seen) -> None:
+        """Take note that somebody brought model, metadata and pointer together."""
+        self.remember(seen, agreed=seen.md5)
+
+    def describe(self, seen: Seen, *, facts: TrainingFacts | None = None, declared_by: str | None = None,
+                 name: str | None = None, progress: Callable[[int], None] | None = None) -> Description:  # fmt: skip
+        """Rewrite metadata, tensor table and ``.dvc`` pointer from the model on disk.
+
+        Raises:
+            UsageError: The file is being written.
+        """
+        before = time.time_ns()
+        file = self.repo.top / seen.path
+        contents = read_contents(file, seen.path, seen.hashes, progress=progress)
+        made = describe(self.repo, seen.path, contents, view=self.repo.work_tree, pointer=seen.model.pointer,
+                        facts=facts, declared_by=declared_by, name=name)  # fmt: skip
+        write_description(self.repo, seen.path, made)
+        md5 = contents.hashes.md5
+        write_dvc_pointer(self.repo, seen.model.pointer, seen.path, contents.hashes)
+        done = replace(seen, md5=md5, stamp=stamp_of(file, at_ns=before), hashes=contents.hashes)
+        self.remember(done, agreed=md5)
+        if made.warning:
+            self.say(f"{made.warning}; recorded as an opaque file")
+        return made
+
+    def mark_pending(self, seen: Seen) -> None:
+        """Write into the metadata that the model moved but is not described yet."""
+        metadata = seen.model.metadata
+        if metadata is not None and metadata.pending != seen.stamp:
+            path = self.repo.top / metadata_path(seen.path)
+            write_file(path, replace(metadata, pending=seen.stamp).render())
+        self.remember(seen)
+
+    def follow(self, seen: Seen, target: str, *, verify: bool = False) -> bool:
+        """Make the model the object that is recorded, if the cache has it; the bytes it replaces go there.
+
+        Returns:
+            False when the cache lacks the object; nothing was touched then.
+
+        Raises:
+            ObjectCorrupt: The cache's bytes are not what their name says; nothing was replaced.
+        """
+        cache, file = self.repo.cache(seen.path), self.repo.top / seen.path
+        if not cache.has(target, legacy=seen.model.pointer.legacy):
+            return False
+        if seen.md5 is not None and not cache.has(seen.md5):
+            cache.store_file(file, link=False)
+        cache.materialise(target, file, legacy=seen.model.pointer.legacy, verify=verify)
+        self.remember(seen, agreed=target, md5=target)
+        return True
+
+    def keep_conflict(self, seen: Seen) -> None:
+        """Put the model's bytes into the cache as well, and name the conflict."""
+        recorded = (seen.model.metadata.md5 if seen.model.metadata else None) or seen.model.pointer.md5
+        if seen.md5 is not None and not seen.md5.startswith("?"):
+            cache = self.repo.cache(seen.path)
+            if not cache.has(seen.md5):
+                cache.store_file(self.repo.top / seen.path, link=False)
+        why = seen.model.problem or (
+            f"weights are {(seen.md5 or 'absent')[:8]}, the checked-out metadata names {(recorded or '?')[:8]}"
+        )
+        self.say(
+            f"conflict: {seen.path}: {why}; nothing was replaced\n"
+            f"hint: modelver add {seen.path} keeps these weights as the next version; "
+            f"modelver pull --force {seen.path} takes the recorded ones"
+        )
+        self.remember(seen)
+
+
+RELINKED_NS = 1_000_000_000
+"""A file that we put there ourselves, complete, is settled at once."""
+
+
+def _is_stale(repo: Repository, row: Row) -> bool:
+    return (
+        row.model_stamp != stamp_of(repo.top / row.path)
+        or row.metadata_stamp != stamp_of(repo.top / metadata_path(row.path))
+        or row.pointer_stamp != stamp_of(repo.top / row.pointer_path)
+    )
+
+
+def write_description(repo: Repository, path: str, made: Description) -> None:
+    """Write metadata and tensor table beside a model, where they differ from what is there."""
+    write_if_changed(repo.top / metadata_path(path), made.metadata.render())
+    table = repo.top / table_path(path)
+    if made.table is not None:
+        write_if_changed(table, made.table)
+    else:
+        table.unlink(missing_ok=True)
+
+
+def write_if_changed(path: Path, content: bytes) -> bool:
+    """Replace a file unless it has these bytes already; True when it was written."""
+    try:
+        if path.read_bytes() == content:
+            return False
+    except OSError:
+        pass
+    write_file(path, content)
+    return True
+
+
+def write_dvc_pointer(repo: Repository, pointer: Pointer, path: str, hashes: Hashes) -> None:
+    """Bring a ``.dvc`` pointer to an object; ``dvc.lock`` is left to ``dvc repro``."""
+    if pointer.kind != "dvc":
+        return
+    file = repo.top / pointer.file
+    old = file.read_text(encoding="utf-8") if file.exists() else None
+    name = path_in_file(pointer.file, path, old)
+    write_if_changed(file, write_pointer(old, path_in_file=name, md5=hashes.md5, size=hashes.size).encode())
+
+
+def path_in_file(pointer_file: str, path: str, text: str | None) -> str:
+    """Give the out's path as its ``.dvc`` file spells it."""
+    import posixpath
+
+    wdir = ""
+    if text is not None:
+        import yaml
+
+        data = yaml.safe_load(text)
+        wdir = str(data.get("wdir") or "") if isinstance(data, dict) else ""
+    base = posixpath.normpath(posixpath.join(posixpath.dirname(pointer_file), wdir))
+    return posixpath.relpath(path, base)
+
+
+def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool) -> list[Seen]:
+    """Look at all models once and do what the law says, as far as the caller may.
+
+    Args:
+        repo: The repository.
+        say: Takes lines for the user.
+        describing: Rewrite metadata of retrained models (when Git looks at the work tree). Files that are
+            large or still being written are only marked as pending.
+        following: Put recorded objects into place (after a checkout, merge, reset), from the cache only.
+
+    Returns:
+        What is left undone: behind without its object, in conflict, or retrained when not describing.
+    """
+    keeper = Keeper(repo, say)
+    limit = repo.settings.describe_max_bytes
+    left = []
+    found = keeper.look(max_bytes=limit)
+    for seen in found:
+        try:
+            if not _apply_one(keeper, seen, describing=describing, following=following):
+                left.append(seen)
+        except (EnvironmentFailed, NotFoundError) as err:
+            say(f"{seen.path}: {err}")
+            left.append(seen)
+    keeper.remember_all(found)
+    keeper.save()
+    return left
+
+
+def _apply_one(keeper: Keeper, seen: Seen, *, describing: bool, following: bool) -> bool:
+    metadata: ModelMetadata | None = seen.model.metadata
+    match seen.action:
+        case Action.AGREE:
+            keeper.agree(seen)
+        case Action.DESCRIBE if describing:
+            if (seen.md5 or "").startswith("?"):
+                keeper.mark_pending(seen)
+                return True
+            try:
+                keeper.describe(seen)
+            except ModelverError:
+                keeper.mark_pending(seen)
+        case Action.FOLLOW if following and seen.decision.target is not None:
+            return keeper.follow(seen, seen.decision.target)
+        case Action.CONFLICT:
+            row = keeper.state.rows.get(seen.path)
+            if row is None or _is_stale(keeper.repo, row):
+                keeper.keep_conflict(seen)
+            return False
+        case Action.NOTHING if describing and metadata is not None and metadata.pending is not None:
+            path = keeper.repo.top / metadata_path(seen.path)
+            write_file(path, replace(metadata, pending=None).render())
+            keeper.remember(seen)
+        case Action.DESCRIBE | Action.FOLLOW:
+            return False
+        case _:
+            pass
+    return True

@@ -1,0 +1,28 @@
+#!/bin/sh
+# dvc-modelver hook: written by 'modelver install', removed by 'modelver uninstall'.
+# MODELVER_SKIP=1 in the environment switches it off for one command.
+python=@PYTHON@
+probe=@PROBE@
+
+modelver_hook() { # run the part in Python: the interpreter that installed this, else the program on PATH
+    if [ -x "$python" ] && [ -r "$probe" ]; then
+        "$python" -P -m dvc_modelver.drivers.hooks "$@"
+    elif command -v modelver >/dev/null 2>&1; then
+        modelver hook "$@"
+    else
+        echo "modelver: program not found, models are not looked after (pip install dvc-modelver; modelver install)" >&2
+        return 127
+    fi
+}
+
+modelver_moved() { # true when a model, its metadata or its pointer is not as we last saw it
+    [ -x "$python" ] && [ -r "$probe" ] || return 1
+    ! "$python" -I -S "$probe" check
+}
+
+modelver_touches() { # true when 'git diff <args>' touches a pointer, metadata or a model file
+    ! git -c core.fsmonitor=false diff --no-ext-diff --quiet "$@" -- '*.dvc' 'dvc.lock' '*/dvc.lock' \
+        '*.modelver.json' '*.modelver.tensors' .modelver.toml '*.safetensors' '*.pt' '*.pth' '*.ckpt' \
+        '*.keras' '*.onnx' '*.gguf' '*.tflite' 2>/dev/null
+}
+
