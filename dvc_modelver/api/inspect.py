@@ -1,0 +1,315 @@
+"""status, check, fsck, show, log, list: questions that change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dvc_modelver.api.select import find_known, select
+from dvc_modelver.api.setup import hidden_models
+from dvc_modelver.checks import Problem, check_commits
+from dvc_modelver.errors import NotFoundError, UsageError
+from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path
+from dvc_modelver.pipeline import read_artifacts
+from dvc_modelver.registry.history import Version, iter_versions
+from dvc_modelver.registry.tags import ModelTag, read_tags
+from dvc_modelver.repository import Repository, TrackedModel
+from dvc_modelver.store.remotes import Remote
+from dvc_modelver.transfer import Wanted, objects_of_commits
+from dvc_modelver.worktree.describe import read_contents
+from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.state import read_state
+from dvc_modelver.worktree.sync import Seen, look
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One model that is not simply committed and pushed.
+
+    Attributes:
+        state: ``retrained``, ``staged``, ``behind``, ``missing``, ``conflict``, ``undescribed``, ``hidden``
+            or ``unpushed``.
+        detail: What was found, in a few words.
+        hint: The command to run next.
+    """
+
+    path: str
+    state: str
+    detail: str
+    hint: str = ""
+
+
+def status(folder: Path | None = None) -> list[ModelStatus]:
+    """Tell which models changed, are behind, missing, untracked or not pushed, sorted by path."""
+    repo = Repository.open(folder)
+    repo.dvc_root()
+    index = repo.index()
+    found = []
+    for seen in look(repo, read_state(repo.layout.state_dir)):
+        line = _status_of(repo, seen, index.read(metadata_path(seen.path)))
+        if line is not None:
+            found.append(line)
+    for path, rule in hidden_models(repo).items():
+        found.append(ModelStatus(path, "hidden", f"ignored by {rule}", f"modelver add {path}"))
+    if repo.head is not None and repo.git.text("remote"):
+        for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
+            found.append(ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push"))
+    return sorted(found, key=lambda s: (s.path, s.state))
+
+
+def _status_of(repo: Repository, seen: Seen, staged: bytes | None) -> ModelStatus | None:
+    path, model = seen.path, seen.model
+    if model.metadata is None and not model.problem:
+        return ModelStatus(path, "undescribed", "tracked by DVC, no metadata", "modelver add --all")
+    if model.problem:
+        return ModelStatus(path, "conflict", model.problem, f"modelver refresh {path}")
+    assert model.metadata is not None
+    match seen.action:
+        case Action.DESCRIBE:
+            return ModelStatus(path, "retrained", f"not described yet, {_was(seen)}", "modelver add -u")
+        case Action.FOLLOW:
+            target = (seen.decision.target or "")[:8]
+            return ModelStatus(path, "behind", f"the recorded object is {target}", f"modelver pull {path}")
+        case Action.MISSING:
+            return ModelStatus(path, "missing", "no file on disk", f"modelver pull {path}")
+        case Action.CONFLICT:
+            return ModelStatus(path, "conflict", "weights and metadata both moved", f"modelver add {path}; or modelver pull --force {path}")
+        case _:
+            pass
+    if staged is None or model.metadata.md5.encode() not in staged:
+        return ModelStatus(path, "retrained", f"{_was(seen)}, not staged", "git commit -a")
+    head = repo.metadata(repo.at("HEAD"), path) if repo.head is not None else None
+    if head is None or head.md5 != model.metadata.md5:
+        return ModelStatus(path, "staged", f"version {model.metadata.version.number}", "git commit")
+    return None
+
+
+def _was(seen: Seen) -> str:
+    md5 = (seen.md5 or "").lstrip("?")[:8]
+    return f"now {md5}"
+
+
+def check(range_: str | None = None, *, folder: Path | None = None) -> list[Problem]:
+    """Tell what the hooks would have refused.
+
+    Args:
+        range_: ``OLD..NEW``, or one revision to check alone; HEAD by default.
+        folder: Anywhere in the work tree.
+
+    Raises:
+        NotFoundError: No such revision.
+    """
+    repo = Repository.open(folder)
+    old, dots, new = (range_ or "HEAD").partition("..")
+    new = new.lstrip(".") if dots else old
+    tip = repo.git.commit_of(new or "HEAD")
+    if dots:
+        return check_commits(repo, tip, [repo.git.commit_of(old or "HEAD")])
+    parents = repo.git.text("rev-list", "--parents", "-n", "1", tip).split()[1:]
+    return check_commits(repo, tip, parents)
+
+
+@dataclass
+class Fsck:
+    """What `fsck` found.
+
+    Attributes:
+        objects: Objects looked at.
+        problems: One line each.
+    """
+
+    objects: int = 0
+    problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+
+
+def fsck(*, remote: bool = False, everything: bool = False, say: Say = lambda _line: None, folder: Path | None = None) -> Fsck:
+    """Prove that the objects which commits name are there and are what they say.
+
+    Args:
+        remote: Ask the DVC remote as well.
+        everything: All commits of all refs rather than HEAD's files.
+        say: Takes lines for the user.
+        folder: Anywhere in the work tree.
+    """
+    repo = Repository.open(folder)
+    if everything:
+        wanted = objects_of_commits(repo, "--all", [])
+    else:
+        view = repo.at("HEAD") if repo.head is not None else repo.index()
+        wanted = [Wanted(p) for p in repo.pointers(view) if p.md5 and p.cache]
+    result = Fsck(len(wanted))
+    absent = [item for item in wanted if not _fsck_cached(repo, item, result, say)]
+    on_remote = _fsck_remote(repo, wanted if remote else absent, result) if remote or absent else set()
+    for item in absent:
+        if item.md5 not in on_remote:
+            result.problems.append(f"{item.path}: object {item.md5} is neither in the cache nor on the remote")
+            result.hints.append("ask whoever committed it to run: modelver push")
+    _fsck_metadata(repo, result)
+    return result
+
+
+def _fsck_cached(repo: Repository, item: Wanted, result: Fsck, say: Say) -> bool:
+    cache = repo.cache(item.pointer.file)
+    if not cache.has(item.md5, legacy=item.pointer.legacy):
+        return False
+    if not item.pointer.is_folder and not cache.verify(item.md5, legacy=item.pointer.legacy):
+        result.problems.append(f"{item.path}: cache object {item.md5} has other bytes than its name says")
+        result.hints.append(f"rm {cache.path_of(item.md5, legacy=item.pointer.legacy)}; modelver pull {item.path}")
+    return True
+
+
+def _fsck_remote(repo: Repository, wanted: list[Wanted], result: Fsck) -> set[str]:
+    groups: dict[tuple[Path, str | None], list[Wanted]] = {}
+    for item in wanted:
+        if item.pointer.push:
+            groups.setdefault((repo.dvc_root(item.pointer.file), item.pointer.remote), []).append(item)
+    there: set[str] = set()
+    for (root, name), items in groups.items():
+        remote = Remote.open(root, name)
+        missing = remote.missing({i.md5 for i in items}, legacy={i.md5 for i in items if i.pointer.legacy})
+        there |= {i.md5 for i in items} - missing
+        for item in items:
+            if item.md5 in missing and repo.cache(item.pointer.file).has(item.md5, legacy=item.pointer.legacy):
+                result.problems.append(f"{item.path}: object {item.md5} is not on {remote.url}")
+                result.hints.append("modelver push")
+    return there
+
+
+def _fsck_metadata(repo: Repository, result: Fsck) -> None:
+    if repo.head is None:
+        return
+    for problem in check_commits(repo, "HEAD", []):
+        if problem.refuses:
+            result.problems.append(problem.line)
+            result.hints.append(problem.hint)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One version's card.
+
+    Attributes:
+        labels: From ``artifacts:`` of dvc.yaml; likewise `description`.
+        tags: Tags of this version.
+    """
+
+    model: TrackedModel
+    metadata: ModelMetadata
+    table: TensorTable | None
+    commit: str
+    tags: tuple[ModelTag, ...]
+    description: str = ""
+    labels: tuple[str, ...] = ()
+
+
+def show(reference: str, *, folder: Path | None = None) -> Shown:
+    """Give one version's card: of a model's current version, of ``NAME@V`` or of ``NAME#STAGE``.
+
+    Raises:
+        NotFoundError: No such model or version.
+    """
+    repo = Repository.open(folder)
+    chosen = select(repo, reference)
+    view = repo.at(chosen.commit) if chosen.commit else repo.work_tree
+    entry = read_artifacts(repo.work_tree.read, "").get(chosen.model.name, {})
+    versions = {v.metadata.md5: v.commit for v in iter_versions(repo.git, repo.objects, chosen.model.path, "--all")} if repo.head else {}
+    tags = tuple(
+        tag for tag in read_tags(repo.git, chosen.model.name)
+        if _md5_at(repo, tag.commit, chosen.model.path) == chosen.metadata.md5
+    )  # fmt: skip
+    labels = entry.get("labels")
+    return Shown(
+        model=chosen.model,
+        metadata=chosen.metadata,
+        table=repo.table(view, chosen.model.path),
+        commit=chosen.commit or versions.get(chosen.metadata.md5, ""),
+        tags=tags,
+        description=str(entry.get("desc") or ""),
+        labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+    )
+
+
+def _md5_at(repo: Repository, commit: str, path: str) -> str | None:
+    try:
+        metadata = repo.metadata(repo.at(commit), path)
+    except NotFoundError:
+        return None
+    return metadata.md5 if metadata is not None else None
+
+
+def describe_file(path: str | Path) -> tuple[TensorTable | None, str, int]:
+    """Give the tensor table, format and size in bytes of a model file that need not be tracked.
+
+    Raises:
+        BadModelError: It breaks its format's rules.
+    """
+    contents = read_contents(Path(path), str(path))
+    if contents.warning:
+        raise UsageError(contents.warning)
+    return contents.table, contents.format, contents.hashes.size
+
+
+@dataclass(frozen=True)
+class LoggedVersion:
+    """One line of ``log``: a version with its tags."""
+
+    version: Version
+    tags: tuple[str, ...]
+
+
+def log(reference: str, *, everywhere: bool = False, folder: Path | None = None) -> list[LoggedVersion]:
+    """Give the versions of a model, newest first.
+
+    Args:
+        reference: Name or path.
+        everywhere: All refs rather than HEAD's history.
+        folder: Anywhere in the work tree.
+
+    Raises:
+        NotFoundError: No such model.
+    """
+    repo = Repository.open(folder)
+    model = find_known(repo, reference)
+    if repo.head is None:
+        return []
+    tags = read_tags(repo.git, model.name)
+    md5s = {tag.tag: _md5_at(repo, tag.commit, model.path) for tag in tags}
+    return [
+        LoggedVersion(v, tuple(t for t, md5 in md5s.items() if md5 == v.metadata.md5))
+        for v in iter_versions(repo.git, repo.objects, model.path, "--all" if everywhere else "HEAD")
+    ]
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """One line of ``list``: a model at HEAD with its versions."""
+
+    name: str
+    path: str
+    metadata: ModelMetadata | None
+    versions: tuple[str, ...]
+    stages: tuple[str, ...]
+
+
+def list_models(*, folder: Path | None = None) -> list[ListedModel]:
+    """Give all models of the work tree with their tagged versions and the stages they hold."""
+    repo = Repository.open(folder)
+    tags = read_tags(repo.git)
+    found = []
+    for model in repo.models(repo.work_tree):
+        own = [t for t in tags if t.name == model.name]
+        latest: dict[str, ModelTag] = {}
+        for tag in sorted((t for t in own if t.stage), key=lambda t: t.counter):
+            latest[tag.stage] = tag
+        found.append(
+            ListedModel(
+                model.name, model.path, model.metadata,
+                tuple(t.version for t in own if t.version),
+                tuple(sorted(stage for stage, tag in latest.items() if tag.active)),
+            )
+        )  # fmt: skip
+    return found

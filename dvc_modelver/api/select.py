@@ -1,0 +1,102 @@
+"""What a user's words name: ``digits@v1.0.0``, ``digits@3``, ``digits#prod``, a revision, a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvc_modelver.errors import NotFoundError
+from dvc_modelver.metadata import ModelMetadata
+from dvc_modelver.registry.history import find_stage, find_version
+from dvc_modelver.registry.tags import read_tags
+from dvc_modelver.repository import Repository, TrackedModel, View
+from dvc_modelver.store.pointers import Pointer
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One version of one model.
+
+    Attributes:
+        commit: The commit to read its files from; empty for the work tree.
+    """
+
+    model: TrackedModel
+    metadata: ModelMetadata
+    commit: str
+    label: str
+
+    @property
+    def pointer(self) -> Pointer:
+        """What names its object."""
+        return self.model.pointer
+
+
+def split_reference(text: str) -> tuple[str, str, str]:
+    """Split ``name@version`` and ``name#stage``: (name, version, stage), absent ones empty."""
+    if "@" in text and not text.startswith("@") and "@{" not in text:
+        name, _, version = text.rpartition("@")
+        return name, version, ""
+    if "#" in text:
+        name, _, stage = text.partition("#")
+        return name, "", stage.partition("#")[0]
+    return text, "", ""
+
+
+def find_known(repo: Repository, name: str) -> TrackedModel:
+    """Give a model by name or path: in the work tree, else at HEAD, where it may have been removed since.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    try:
+        return repo.find_model(repo.work_tree, name)
+    except NotFoundError:
+        if repo.head is None:
+            raise
+        try:
+            return repo.find_model(repo.at("HEAD"), name)
+        except NotFoundError:
+            pass
+        raise
+
+
+def select(repo: Repository, reference: str) -> Selected:
+    """Give the version that ``NAME``, ``NAME@V`` or ``NAME#STAGE`` names.
+
+    Raises:
+        NotFoundError: No such model, version or stage.
+        UsageError: The version number is ambiguous.
+    """
+    name, version, stage = split_reference(reference)
+    try:
+        model = find_known(repo, name)
+    except NotFoundError:
+        model = find_known(repo, reference)  # a path with @ or # in it
+        name, version, stage = reference, "", ""
+    if not version and not stage:
+        if model.metadata is None:
+            raise NotFoundError(f"{model.path}: has no metadata yet", hint=f"modelver add {model.path}")
+        return Selected(model, model.metadata, "", model.name)
+    tags = read_tags(repo.git, model.name)
+    if stage:
+        found, commit = find_stage(repo.objects, model.path, model.name, stage, tags)
+        label = f"{model.name}#{stage}"
+    else:
+        found, commit = find_version(repo.git, repo.objects, model.path, model.name, version, tags)
+        label = f"{model.name}@{version}"
+    at = TrackedModel(model.name, model.path, _pointer_at(repo, commit, model), found.metadata)
+    return Selected(at, found.metadata, commit, label)
+
+
+def _pointer_at(repo: Repository, commit: str, model: TrackedModel) -> Pointer:
+    view: View = repo.at(commit)
+    for pointer in repo.pointers(view):
+        if pointer.path == model.path:
+            return pointer
+    raise NotFoundError(f"{commit[:8]}: has metadata of {model.path} but no pointer", hint=f"git show --stat {commit[:8]}")
+
+
+def is_file_argument(text: str) -> bool:
+    """Whether an argument of ``diff`` names a file on disk rather than a revision."""
+    return Path(text).is_file()

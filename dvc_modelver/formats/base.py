@@ -1,0 +1,156 @@
+"""What every reader of a model file offers, and the few steps they share.
+
+A reader lists tensors from the header alone and gives values piece by piece, so neither the size of a
+file nor where it lies (disk, object storage) matters to the rest of the program. Nothing in a file is
+ever executed, and nothing it declares is believed before it is checked against the bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self, cast
+
+from dvc_modelver.errors import BadModelError
+from dvc_modelver.tensors import TensorSpec
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_ELEMENTS = 2**63 - 1
+
+_QUOTED_CHARS = 120
+
+
+class Reader(Protocol):
+    """An open model file.
+
+    Attributes:
+        format: ``"safetensors"``, ``"npz"``...
+        framework: ``"pytorch"``, ``"tensorflow"``... where the file itself says so, else None.
+        specs: Every tensor, sorted by name.
+    """
+
+    format: str
+    framework: str | None
+    specs: tuple[TensorSpec, ...]
+
+    def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
+        """Give a tensor's values: C order of its logical shape, little-endian, in the stored dtype.
+
+        Args:
+            spec: One of `specs`.
+            n_bytes: Length of every buffer but the last, which may be shorter. An empty tensor gives none.
+
+        Yields:
+            Buffers whose content is valid only until the next one is asked for.
+
+        Raises:
+            BadModelError: The file is shorter than its header says, or damaged.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the file, if the reader opened it; a caller's file object stays open."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class FileReader:
+    """Holds the file of a reader, and closes it only if it was opened here.
+
+    Args:
+        source: A path, or a seekable binary file object (a remote file read by range, too).
+        name: How errors call the file; the path where there is one.
+    """
+
+    def __init__(self, source: Path | BinaryIO, name: str = "") -> None:
+        self._owned = isinstance(source, Path)
+        self._file = cast(BinaryIO, source.open("rb", buffering=0)) if isinstance(source, Path) else source
+        self.name = name or (str(source) if isinstance(source, Path) else "model file")
+        self._spare: bytearray | None = None
+
+    def close(self) -> None:
+        """Release the file, if it was opened here."""
+        if self._owned:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take_buffer(self, n_bytes: int) -> bytearray:
+        # Fresh pages cost as much as hashing them: one tensor hands its buffer on to the next. Two
+        # iterators that run at the same time still get one each.
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and len(spare) >= n_bytes else bytearray(n_bytes)
+
+    def _return_buffer(self, buffer: bytearray) -> None:
+        if self._spare is None or len(self._spare) < len(buffer):
+            self._spare = buffer
+
+
+def measure(file: BinaryIO) -> int:
+    """Give the length of a file in bytes."""
+    return file.seek(0, io.SEEK_END)
+
+
+def read_into(file: io.RawIOBase | BinaryIO, view: memoryview, where: str) -> None:
+    """Fill a buffer from a file's present position.
+
+    Raises:
+        BadModelError: The file ends first; `where` is named.
+    """
+    source = cast(io.RawIOBase, file)
+    n_read = 0
+    while n_read < len(view):
+        count = source.readinto(view[n_read:])
+        if not count:
+            raise BadModelError(
+                f"{where}: ended early, found {n_read} of the {len(view)} bytes expected",
+                hint="wait until the program that writes it is done, or fetch it again",
+            )
+        n_read += count
+
+
+def read_exactly(file: BinaryIO, offset: int, n_bytes: int, where: str) -> bytes:
+    """Give `n_bytes` bytes from `offset` of a file.
+
+    Raises:
+        BadModelError: The file ends first; `where` is named.
+    """
+    buffer = bytearray(n_bytes)
+    file.seek(offset)
+    read_into(file, memoryview(buffer), where)
+    return bytes(buffer)
+
+
+def count_elements(shape: Iterable[int], where: str) -> int:
+    """Multiply axis lengths, refusing what no file can hold.
+
+    Raises:
+        BadModelError: An axis is negative, or a product exceeds 2^63 - 1 on the way.
+    """
+    numel = 1
+    for axis in shape:
+        if axis < 0 or axis > MAX_ELEMENTS:
+            raise BadModelError(f"{where}: an axis of length {axis:.6g}, expected 0 to 2^63 - 1")
+        numel *= axis
+        if numel > MAX_ELEMENTS:
+            raise BadModelError(f"{where}: the shape has more than 2^63 - 1 elements, expected fewer")
+    return numel
+
+
+def quote(text: object) -> str:
+    """Give a name or value from a file as it may be printed: quoted, escaped and at most a line long."""
+    quoted = repr(text[: _QUOTED_CHARS + 1] if isinstance(text, str) else text)
+    return quoted if len(quoted) <= _QUOTED_CHARS else quoted[:_QUOTED_CHARS] + "..."

@@ -1,0 +1,172 @@
+"""safetensors: eight bytes of length, a JSON header, then the values of all tensors without a gap.
+
+Source: https://github.com/huggingface/safetensors, README section "Format", and the checks of
+``Metadata::validate`` in ``safetensors/src/tensor.rs``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dvc_modelver.errors import BadModelError
+from dvc_modelver.formats.base import (
+    MAX_HEADER_BYTES,
+    FileReader,
+    count_elements,
+    measure,
+    quote,
+    read_exactly,
+    read_into,
+)
+from dvc_modelver.tensors import DTYPE_BITS, TensorSpec
+
+FORMAT = "safetensors"
+SUFFIXES = (".safetensors",)
+
+_FRAMEWORKS = {"pt": "pytorch", "tf": "tensorflow", "np": "numpy", "mlx": "mlx", "flax": "flax", "jax": "jax"}
+_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+
+
+def is_safetensors(file: BinaryIO) -> bool:
+    """Tell whether a file begins as safetensors does: a possible header length, then ``{``."""
+    n_bytes = measure(file)
+    if n_bytes < 10:
+        return False
+    start = read_exactly(file, 0, 9, FORMAT)
+    return int.from_bytes(start[:8], "little") <= min(MAX_HEADER_BYTES, n_bytes - 8) and start[8:] == b"{"
+
+
+class SafetensorsReader(FileReader):
+    """Reads a safetensors file; opening it reads the header only.
+
+    Args:
+        source: A path, or a seekable binary file object.
+        name: How errors call the file.
+
+    Attributes:
+        metadata: The header's ``__metadata__``: text the writer left.
+
+    Raises:
+        BadModelError: The header breaks the format's rules; nothing was allocated on its word alone.
+    """
+
+    format = FORMAT
+
+    def __init__(self, source: Path | BinaryIO, name: str = "") -> None:
+        super().__init__(source, name)
+        try:
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
+        """Give a tensor's values; see `Reader`."""
+        position, end = self._spans[spec.name]
+        buffer = self._take_buffer(min(n_bytes, end - position))
+        view = memoryview(buffer)
+        try:
+            while position < end:
+                piece = view[: min(n_bytes, end - position)]
+                self._file.seek(position)
+                read_into(self._file, piece, f"{self.name}: tensor {quote(spec.name)}")
+                position += len(piece)
+                yield piece
+        finally:
+            self._return_buffer(buffer)
+
+    def _read_header(self) -> None:
+        n_file_bytes = measure(self._file)
+        if n_file_bytes < 8:
+            raise _bad(self.name, f"found {n_file_bytes} bytes, expected at least the 8 of the header's length")
+        length = int.from_bytes(read_exactly(self._file, 0, 8, self.name), "little")
+        if length > MAX_HEADER_BYTES:
+            raise _bad(
+                self.name, f"the header's length is {length}, expected at most {MAX_HEADER_BYTES} in a safetensors file"
+            )
+        if length > n_file_bytes - 8:
+            raise _bad(self.name, f"ended early, found {n_file_bytes - 8} bytes of a header of {length}")
+        header = _parse_header(read_exactly(self._file, 8, length, self.name), self.name)
+        self.metadata = _check_metadata(header.pop("__metadata__", {}), self.name)
+        self.framework = _FRAMEWORKS.get(self.metadata.get("format", ""))
+        entries = [_parse_entry(name, header[name], self.name) for name in sorted(header)]
+        self.specs = tuple(spec for spec, _, _ in entries)
+        _check_tiling(entries, n_file_bytes - 8 - length, self.name)
+        self._spans = {spec.name: (8 + length + begin, 8 + length + end) for spec, begin, end in entries}
+
+
+def _bad(name: str, finding: str) -> BadModelError:
+    return BadModelError(f"{name}: {finding}", hint="fetch the file again, or save it again with safetensors")
+
+
+def _parse_header(text: bytes, name: str) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        raise _bad(name, f"the header starts with {text[:8]!r}, expected '{{'")
+    try:
+        header = json.loads(text, object_pairs_hook=_object_without_duplicates)
+        for key in header:
+            key.encode()
+    except BadModelError as err:
+        raise _bad(name, str(err)) from err
+    except UnicodeEncodeError as err:
+        raise _bad(name, f"the tensor name {quote(err.object)} is not Unicode text, expected UTF-8") from err
+    except (ValueError, RecursionError) as err:
+        detail = quote(str(err).split("\n", 1)[0])
+        raise _bad(name, f"the header is not JSON ({detail}), expected an object of tensors") from err
+    assert isinstance(header, dict)  # noqa: S101 - JSON text that starts with a brace is an object
+    return header
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise BadModelError(f"the header has the key {quote(twice)} twice, expected once")
+    return members
+
+
+def _check_metadata(metadata: object, name: str) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _bad(name, f"__metadata__ is {quote(metadata)}, expected an object of strings")
+    return metadata
+
+
+def _parse_entry(tensor: str, entry: object, name: str) -> tuple[TensorSpec, int, int]:
+    where = f"tensor {quote(tensor)}"
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        raise _bad(name, f"{where} is {quote(entry)}, expected dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise _bad(name, f"{where} has dtype {quote(dtype)}, expected one of {', '.join(DTYPE_BITS)}")
+    if not _is_list_of_int(shape):
+        raise _bad(name, f"{where} has shape {quote(shape)}, expected a list of integers")
+    if not _is_list_of_int(offsets) or len(offsets) != 2:
+        raise _bad(name, f"{where} has data_offsets {quote(offsets)}, expected two integers")
+    n_bits = count_elements(shape, f"{name}: {where}") * DTYPE_BITS[dtype]
+    begin, end = offsets
+    if n_bits % 8 or (end - begin) * 8 != n_bits:
+        expected = f"{n_bits // 8} bytes" if n_bits % 8 == 0 else "whole bytes"
+        raise _bad(name, f"{where} spans {quote(end - begin)} bytes, expected {expected} for {dtype} {quote(shape)}")
+    return TensorSpec(tensor, dtype, tuple(shape)), begin, end
+
+
+def _is_list_of_int(value: object) -> bool:
+    # bool is an int to isinstance, and `true` is no axis length.
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _check_tiling(entries: list[tuple[TensorSpec, int, int]], n_data_bytes: int, name: str) -> None:
+    position = 0
+    for begin, end, tensor in sorted((begin, end, spec.name) for spec, begin, end in entries):
+        if begin != position:
+            what = "overlaps the one before" if begin < position else "leaves a gap"
+            raise _bad(name, f"tensor {quote(tensor)} {what}: begins at {quote(begin)}, expected {position}")
+        position = end
+    if position > n_data_bytes:
+        raise _bad(name, f"ended early, found {n_data_bytes} of the {quote(position)} bytes that its tensors need")
+    if position < n_data_bytes:
+        raise _bad(name, f"found {n_data_bytes} bytes of values, expected {position}")
