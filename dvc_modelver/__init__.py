@@ -1,1 +1,43 @@
-"""Version control for model weights on top of Git and DVC."""
+"""Version control for model weights on top of Git and DVC.
+
+``import dvc_modelver as modelver`` gives one function per verb of the command line: ``modelver.add(...)``,
+``modelver.diff(...)``, ``modelver.rollback(...)``. They are imported at first use, since Git starts parts of
+this package at every turn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dvc_modelver._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from dvc_modelver.api import add as add
+    from dvc_modelver.api import check as check
+    from dvc_modelver.api import describe_file as describe_file
+    from dvc_modelver.api import diff as diff
+    from dvc_modelver.api import doctor as doctor
+    from dvc_modelver.api import fsck as fsck
+    from dvc_modelver.api import init as init
+    from dvc_modelver.api import install as install
+    from dvc_modelver.api import list_models as list_models
+    from dvc_modelver.api import load as load
+    from dvc_modelver.api import log as log
+    from dvc_modelver.api import mv as mv
+    from dvc_modelver.api import pull as pull
+    from dvc_modelver.api import push as push
+    from dvc_modelver.api import refresh as refresh
+    from dvc_modelver.api import rm as rm
+    from dvc_modelver.api import rollback as rollback
+    from dvc_modelver.api import show as show
+    from dvc_modelver.api import status as status
+    from dvc_modelver.api import tag as tag
+    from dvc_modelver.api import uninstall as uninstall
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    from importlib import import_module
+
+    return getattr(import_module("dvc_modelver.api"), name)

@@ -8,6 +8,7 @@ ever executed, and nothing it declares is believed before it is checked against 
 from __future__ import annotations
 
 import io
+import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,10 @@ from dvc_modelver.tensors import TensorSpec
 MAX_HEADER_BYTES = 100_000_000
 MAX_ELEMENTS = 2**63 - 1
 
-_QUOTED_CHARS = 120
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlist = _SHORT.maxdict = 8
+_SHORT.maxlevel = 2
 
 
 class Reader(Protocol):
@@ -143,14 +147,13 @@ def count_elements(shape: Iterable[int], where: str) -> int:
     numel = 1
     for axis in shape:
         if axis < 0 or axis > MAX_ELEMENTS:
-            raise BadModelError(f"{where}: an axis of length {axis:.6g}, expected 0 to 2^63 - 1")
+            raise BadModelError(f"{where}: an axis of length {quote(axis)}, expected 0 to 2^63 - 1")
         numel *= axis
         if numel > MAX_ELEMENTS:
             raise BadModelError(f"{where}: the shape has more than 2^63 - 1 elements, expected fewer")
     return numel
 
 
-def quote(text: object) -> str:
-    """Give a name or value from a file as it may be printed: quoted, escaped and at most a line long."""
-    quoted = repr(text[: _QUOTED_CHARS + 1] if isinstance(text, str) else text)
-    return quoted if len(quoted) <= _QUOTED_CHARS else quoted[:_QUOTED_CHARS] + "..."
+def quote(value: object) -> str:
+    """Give a name or value from a file as it may be printed: quoted, escaped, no longer than a line."""
+    return _SHORT.repr(value)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import (
+    MAX_ELEMENTS,
     MAX_HEADER_BYTES,
     FileReader,
     count_elements,
@@ -144,13 +145,13 @@ def _parse_entry(tensor: str, entry: object, name: str) -> tuple[TensorSpec, int
         raise _bad(name, f"{where} has dtype {quote(dtype)}, expected one of {', '.join(DTYPE_BITS)}")
     if not _is_list_of_int(shape):
         raise _bad(name, f"{where} has shape {quote(shape)}, expected a list of integers")
-    if not _is_list_of_int(offsets) or len(offsets) != 2:
-        raise _bad(name, f"{where} has data_offsets {quote(offsets)}, expected two integers")
+    if not _is_list_of_int(offsets) or len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] <= MAX_ELEMENTS:
+        raise _bad(name, f"{where} has data_offsets {quote(offsets)}, expected two ascending integers below 2^63")
     n_bits = count_elements(shape, f"{name}: {where}") * DTYPE_BITS[dtype]
     begin, end = offsets
     if n_bits % 8 or (end - begin) * 8 != n_bits:
         expected = f"{n_bits // 8} bytes" if n_bits % 8 == 0 else "whole bytes"
-        raise _bad(name, f"{where} spans {quote(end - begin)} bytes, expected {expected} for {dtype} {quote(shape)}")
+        raise _bad(name, f"{where} spans {end - begin} bytes, expected {expected} for {dtype} {quote(shape)}")
     return TensorSpec(tensor, dtype, tuple(shape)), begin, end
 
 
@@ -164,9 +165,9 @@ def _check_tiling(entries: list[tuple[TensorSpec, int, int]], n_data_bytes: int,
     for begin, end, tensor in sorted((begin, end, spec.name) for spec, begin, end in entries):
         if begin != position:
             what = "overlaps the one before" if begin < position else "leaves a gap"
-            raise _bad(name, f"tensor {quote(tensor)} {what}: begins at {quote(begin)}, expected {position}")
+            raise _bad(name, f"tensor {quote(tensor)} {what}: begins at {begin}, expected {position}")
         position = end
     if position > n_data_bytes:
-        raise _bad(name, f"ended early, found {n_data_bytes} of the {quote(position)} bytes that its tensors need")
+        raise _bad(name, f"ended early, found {n_data_bytes} of the {position} bytes that its tensors need")
     if position < n_data_bytes:
         raise _bad(name, f"found {n_data_bytes} bytes of values, expected {position}")

@@ -1,0 +1,396 @@
+"""The commands. Each parses its arguments, calls one function of the API, and prints what it gives."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dvc_modelver import api
+from dvc_modelver._version import __version__
+from dvc_modelver.cli import cards
+from dvc_modelver.cli.output import Format, FormatOption, JsonFlag, OutputFile, emit, emit_json, emit_lines, fail, say
+from dvc_modelver.errors import ModelverError, UsageError
+from dvc_modelver.report import report_bug
+
+
+class _Group(TyperGroup):
+    """Keeps the commands in the order they are defined, and suggests a mistyped one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        import difflib
+
+        if args and args[0] not in self.commands:
+            close = difflib.get_close_matches(args[0], self.commands, n=1)
+            raise UsageError(
+                f"{args[0]}: no such command", hint=f"modelver {close[0]}" if close else "modelver --help"
+            )
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="modelver",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Version control for model weights, on top of Git and DVC.\n\n"
+    "Work with git add, commit, push, checkout and diff as usual; these commands do the rest. "
+    "Exit codes: 0 done, 1 the answer is no, 2 wrong use or bad input, 3 a bug, 4 the environment failed.",
+)
+
+
+def run(args: list[str]) -> int:
+    """Run the command line and give the exit code."""
+    import click
+
+    try:
+        result = app(args, standalone_mode=False, prog_name="modelver")
+    except click.exceptions.Exit as err:
+        return err.exit_code
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as err:
+        return fail(UsageError(err.format_message(), hint=_usage_hint(err)))
+    except ModelverError as err:
+        return fail(err)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        say("modelver: interrupted")
+        return 130
+    except Exception as err:  # noqa: BLE001 - the program's edge
+        say(f"modelver: {report_bug(err, args)}")
+        return 3
+    return result if isinstance(result, int) else 0
+
+
+def _usage_hint(err: Any) -> str:
+    context = getattr(err, "ctx", None)
+    return f"{context.command_path} --help" if context is not None else "modelver --help"
+
+
+def _version(value: bool) -> None:
+    if value:
+        emit(f"modelver {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def _values(pairs: list[str] | None, option: str) -> dict[str, Any]:
+    """Read ``k=v`` pairs; numbers and true/false become what they look like."""
+    import json
+
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} {pair}: expected name=value", hint=f"{option} val_acc=0.93")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        found[key] = value if isinstance(value, (int, float, str, bool)) else text
+        if option == "--metric" and (isinstance(found[key], (str, bool)) or found[key] != found[key]):
+            raise UsageError(f"{option} {pair}: {text!r} is no number", hint=f"{option} {key}=0.93")
+    return found
+
+
+Metrics = Annotated[list[str] | None, typer.Option("--metric", metavar="K=V", help="A result of training to record; may be given again.")]
+Params = Annotated[list[str] | None, typer.Option("--param", metavar="K=V", help="A hyper-parameter to record; may be given again.")]
+Data = Annotated[list[str] | None, typer.Option("--data", metavar="PATH", help="A file or DVC output it was trained on.")]
+
+# Set-up
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Folder; made when it is not there.")] = Path(),
+    remote: Annotated[str | None, typer.Option(help="Where weights go: a local path, or any URL DVC knows (s3://...).")] = None,
+    fsmonitor: Annotated[bool | None, typer.Option("--fsmonitor/--no-fsmonitor", help="Let git status see retrained models.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make a folder a Git + DVC repository that looks after models."""
+    steps = api.init(path, remote=remote, fsmonitor=fsmonitor)
+    if json:
+        emit_json(cards.steps_document(steps))
+        return
+    emit_lines(cards.steps_lines(steps))
+    emit_lines(cards.advice_after_init(path))
+
+
+@app.command()
+def install(
+    fsmonitor: Annotated[bool | None, typer.Option("--fsmonitor/--no-fsmonitor", help="Let git status see retrained models.")] = None,
+    hooks: Annotated[bool, typer.Option("--hooks/--no-hooks", help="Write hook files.")] = True,
+    json: JsonFlag = False,
+) -> None:
+    """Register hooks, diff driver and filter in this clone."""
+    steps = api.install(fsmonitor=fsmonitor, with_hooks=hooks)
+    emit_json(cards.steps_document(steps)) if json else emit_lines(cards.steps_lines(steps))
+
+
+@app.command()
+def uninstall(json: JsonFlag = False) -> None:
+    """Take hooks, diff driver and filter out of this clone again."""
+    steps = api.uninstall()
+    if json:
+        emit_json(cards.steps_document(steps))
+        return
+    emit_lines(cards.steps_lines(steps) or ["nothing was installed"])
+    emit_lines([".gitattributes stays: it belongs to everyone; Git shows plain text without our drivers"])
+
+
+@app.command()
+def doctor(json: JsonFlag = False) -> int:
+    """Explain every setting, where it comes from, and what is wrong with it; exit 1 when something is."""
+    findings = api.doctor()
+    if json:
+        emit_json(cards.doctor_document(findings))
+    else:
+        emit_lines(cards.doctor_lines(findings))
+    return int(any(f.problem for f in findings))
+
+
+# Models
+
+
+@app.command()
+def add(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Model files.")] = None,
+    update: Annotated[bool, typer.Option("-u", "--update", help="Every tracked model that was retrained.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every model DVC tracks that has no metadata yet.")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Keep weights of a pipeline made outside dvc repro.")] = False,
+    name: Annotated[str | None, typer.Option(help="The model's name, written into artifacts: of dvc.yaml.")] = None,
+    metric: Metrics = None,
+    param: Params = None,
+    data: Data = None,
+    json: JsonFlag = False,
+) -> None:
+    """Track models: weights to the DVC cache; pointer, metadata and tensor table staged for Git."""
+    made = api.add(*(paths or []), update=update, everything=everything, accept=accept, name=name,
+                   metrics=_values(metric, "--metric"), params=_values(param, "--param"), data=data or [], say=say)  # fmt: skip
+    if json:
+        emit_json({"models": [m.to_dict() for m in made]})
+        return
+    emit_lines([cards.version_line(m) for m in made] or ["nothing to add: no model was retrained"])
+
+
+@app.command()
+def refresh(
+    models: Annotated[list[str], typer.Argument(help="Models, by name or path.")],
+    metric: Metrics = None,
+    param: Params = None,
+    data: Data = None,
+    json: JsonFlag = False,
+) -> None:
+    """Rebuild the metadata of models from their stored weights."""
+    made = api.refresh(*models, metrics=_values(metric, "--metric"), params=_values(param, "--param"), data=data or [], say=say)
+    emit_json({"models": [m.to_dict() for m in made]}) if json else emit_lines(cards.version_line(m) for m in made)
+
+
+@app.command()
+def status(json: JsonFlag = False) -> None:
+    """Show models that changed, are behind, missing, hidden or not pushed."""
+    found = api.status()
+    emit_json(cards.status_document(found)) if json else emit_lines(cards.status_lines(found))
+
+
+@app.command()
+def check(
+    range_: Annotated[str | None, typer.Argument(metavar="[REV..REV]", help="Commits to check; HEAD by default.")] = None,
+    json: JsonFlag = False,
+) -> int:
+    """Check commits as the hooks do; exit 1 when something would be refused."""
+    problems = api.check(range_)
+    if json:
+        emit_json(cards.check_document(problems))
+    else:
+        emit_lines(cards.check_lines(problems))
+    return int(any(p.refuses for p in problems))
+
+
+@app.command()
+def mv(old: Annotated[str, typer.Argument(help="Model, by name or path.")], new: Annotated[Path, typer.Argument(help="New path, or a folder.")]) -> None:
+    """Rename a model with its pointer, metadata and ignore line."""
+    emit_lines([f"renamed to {api.mv(old, new, say=say)}; staged, git commit keeps it"])
+
+
+@app.command()
+def rm(paths: Annotated[list[str], typer.Argument(help="Models, by name or path.")]) -> None:
+    """Delete models with their pointer, metadata and ignore line; the weights stay in the cache."""
+    for path in paths:
+        emit_lines([f"removed {api.rm(path, say=say)}; staged, git commit keeps it"])
+
+
+# Looking
+
+
+@app.command()
+def diff(
+    old: Annotated[str | None, typer.Argument(help="Revision, NAME@V, NAME#STAGE or file; the index by default.")] = None,
+    new: Annotated[str | None, typer.Argument(help="Likewise; the work tree by default.")] = None,
+    paths: Annotated[list[str] | None, typer.Argument(help="Models to compare.")] = None,
+    cached: Annotated[bool, typer.Option("--cached", "--staged", help="Compare the index, not the work tree.")] = False,
+    fmt: FormatOption = Format.TEXT,
+    output: OutputFile = None,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 when models differ.")] = False,
+    min_similarity: Annotated[float | None, typer.Option(help="Exit 1 when a cosine similarity is below this.", min=-1, max=1)] = None,
+    all_tensors: Annotated[bool, typer.Option("--all-tensors", help="One line per tensor, nothing folded.")] = False,
+    json: JsonFlag = False,
+) -> int:
+    """Show which layers changed and by how much, with hyper-parameters, metrics and data."""
+    old, new, chosen = cards.split_diff_arguments(old, new, paths or [])
+    found = api.diff(old, new, *chosen, cached=cached)
+    if json or fmt is Format.JSON:
+        emit(cards.diff_document(found), output)
+    else:
+        emit(cards.diff_text(found, all_tensors=all_tensors, color=output is None), output)
+    below = min_similarity is not None and any(cards.is_below(d, min_similarity) for d in found)
+    differ = exit_code and any(not cards.is_same(d) for d in found)
+    return int(below or differ)
+
+
+@app.command()
+def show(
+    reference: Annotated[str, typer.Argument(metavar="NAME[@V]|FILE", help="A model, one of its versions, or any model file.")],
+    all_tensors: Annotated[bool, typer.Option("--all-tensors", help="List every tensor.")] = False,
+    output: OutputFile = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show one version's card."""
+    card = cards.find_card(reference)
+    if json:
+        emit_json(card.document(), output)
+    else:
+        emit_lines(card.lines(all_tensors=all_tensors), output)
+
+
+@app.command()
+def log(
+    name: Annotated[str, typer.Argument(help="Model, by name or path.")],
+    everywhere: Annotated[bool, typer.Option("--all", help="Versions of all branches and tags.")] = False,
+    limit: Annotated[int | None, typer.Option("-n", help="At most so many, newest first.", min=1)] = None,
+    output: OutputFile = None,
+    json: JsonFlag = False,
+) -> None:
+    """List the versions of a model, newest first."""
+    found = api.log(name, everywhere=everywhere)[:limit]
+    emit_json(cards.log_document(found), output) if json else emit_lines(cards.log_lines(found), output)
+
+
+@app.command("list")
+def list_(output: OutputFile = None, json: JsonFlag = False) -> None:
+    """List all models with their versions."""
+    found = api.list_models()
+    emit_json(cards.list_document(found), output) if json else emit_lines(cards.list_lines(found), output)
+
+
+# Versions
+
+
+@app.command()
+def tag(
+    name: Annotated[str, typer.Argument(help="Model, by name or path.")],
+    version: Annotated[str | None, typer.Argument(help="Like v1.2.0.")] = None,
+    rev: Annotated[str, typer.Argument(help="Commit to tag.")] = "HEAD",
+    bump: Annotated[str | None, typer.Option(help="major, minor, patch, or auto: as the measured change says.")] = None,
+    push: Annotated[bool, typer.Option("--push", help="Push the tag as well.")] = False,
+    sign: Annotated[bool, typer.Option("--sign", help="Sign the tag.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Give a committed version its semantic version."""
+    if version is not None and bump is not None and rev == "HEAD":
+        version, rev = None, version  # modelver tag NAME REV --bump LEVEL
+    made = api.tag(name, version, rev, bump=bump, push=push, sign=sign)
+    if json:
+        emit_json({"tag": made.tag, "commit": made.commit, "reason": made.reason or None})
+        return
+    emit_lines([f"{made.tag} at {made.commit[:8]}" + (f": {made.reason}" if made.reason else "")])
+    if not made.declared:
+        label = made.tag.partition("@")[0]
+        say(f"hint: modelver add {made.path} --name {label} makes it known to 'dvc artifacts get' as well")
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="Model, by name or path.")],
+    version: Annotated[str | None, typer.Argument(help="Version to restore; the one before by default.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Restore an earlier version's weights, pointer and metadata, staged and ready to commit."""
+    done = api.rollback(name, version, say=say)
+    if json:
+        emit_json({"path": done.path, "md5": done.new.md5, "number": done.new.version.number, "differs": list(done.moved)})
+        return
+    emit_lines(cards.rollback_lines(done))
+
+
+@app.command()
+def load(
+    reference: Annotated[str, typer.Argument(metavar="NAME@V", help="Which version.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File, or a folder.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write one version's weights to a file, from cache or remote, verified."""
+    emit_lines([str(api.load(reference, output, force=force, say=say))])
+
+
+# Objects
+
+
+@app.command()
+def push(
+    everything: Annotated[bool, typer.Option("--all", help="Objects of all commits of all refs.")] = False,
+    remote: Annotated[str | None, typer.Option(help="DVC remote; the configured one by default.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Upload weights to the DVC remote; git push does this by itself."""
+    done = api.push(everything=everything, remote=remote, say=say)
+    if json:
+        emit_json([{"url": u.url, "sent": list(u.sent), "present": list(u.present)} for u in done])
+        return
+    emit_lines([f"{len(u.sent)} uploaded, {len(u.present)} there already: {u.url}" for u in done] or ["nothing to upload"])
+
+
+@app.command()
+def pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Models, by name or path; all by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also where the model on disk was retrained; its bytes go to the cache.")] = False,
+    json: JsonFlag = False,
+) -> int:
+    """Give the work tree the weights that its pointers name."""
+    done = api.pull(*(names or []), force=force, say=say)
+    if json:
+        emit_json({"restored": done.restored, "current": done.current, "kept": done.kept, "failed": done.failed})
+    else:
+        emit_lines(cards.pull_lines(done))
+    for path, why in done.failed.items():
+        say(f"modelver: error: {path}: {why}")
+    return 4 if done.failed else 0
+
+
+@app.command()
+def fsck(
+    remote: Annotated[bool, typer.Option("--remote", help="Ask the DVC remote as well.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All commits of all refs.")] = False,
+    json: JsonFlag = False,
+) -> int:
+    """Prove that recorded weights are there and are what their names say; exit 1 when not."""
+    found = api.fsck(remote=remote, everything=everything, say=say)
+    if json:
+        emit_json({"objects": found.objects, "problems": found.problems})
+    else:
+        emit_lines(cards.fsck_lines(found))
+    return int(bool(found.problems))

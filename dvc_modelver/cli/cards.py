@@ -1,0 +1,402 @@
+"""What each command prints: lines for people, documents for programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dvc_modelver import api
+from dvc_modelver.api.inspect import Fsck, ListedModel, LoggedVersion, ModelStatus, Shown
+from dvc_modelver.api.setup import Finding, Step, hidden_models, unadopted
+from dvc_modelver.api.transfer import Pulled
+from dvc_modelver.api.versions import RolledBack
+from dvc_modelver.checks import Problem
+from dvc_modelver.cli.output import render_table, wants_color
+from dvc_modelver.diff.compare import ModelDiff
+from dvc_modelver.diff.render.json import render_json
+from dvc_modelver.diff.render.text import render_text
+from dvc_modelver.errors import ModelverError
+from dvc_modelver.metadata import ModelMetadata, TensorTable
+from dvc_modelver.progress import human_bytes
+from dvc_modelver.repository import Repository
+
+_HOW_MANY = 12
+"""Lines of a list that a person reads before asking for all."""
+
+
+def _short(path: str) -> str:
+    """Give a path relative to the current folder where that is shorter."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:
+        return path
+    return relative if os.path.isabs(path) and not relative.startswith("..") else path
+
+
+# Set-up
+
+
+def steps_document(steps: Sequence[Step]) -> dict[str, Any]:
+    """Give the document of init, install and uninstall."""
+    return {"steps": [asdict(step) for step in steps]}
+
+
+def steps_lines(steps: Sequence[Step]) -> list[str]:
+    """Give one line per step: what changed, and where."""
+    width = max((len(_short(s.where)) for s in steps), default=0)
+    return [f"{'wrote' if s.changed else 'kept '}  {_short(s.where):<{min(width, 40)}}  {s.what}" for s in steps]
+
+
+def advice_after_init(path: Path) -> list[str]:
+    """Name the models that DVC tracks already, and those that .gitignore hides."""
+    repo = Repository.open(path)
+    lines = []
+    adopted = unadopted(repo)
+    if adopted:
+        lines += [f"DVC tracks {_count(len(adopted), 'model')} without metadata (modelver add --all describes them):"]
+        lines += _some(f"    {p}" for p in adopted)
+    hidden = hidden_models(repo)
+    if hidden:
+        lines += [f".gitignore hides {_count(len(hidden), 'model')}:"]
+        lines += _some(f"    {p}  ({rule}): modelver add {p}" for p, rule in hidden.items())
+    lines.append("next: git add . && git commit, then train; git add, commit and push as usual")
+    return lines
+
+
+def _some(lines: Iterable[str]) -> list[str]:
+    rows = list(lines)
+    return rows if len(rows) <= _HOW_MANY else [*rows[:_HOW_MANY], f"    and {len(rows) - _HOW_MANY} more"]
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def doctor_document(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Give the document of doctor."""
+    return {"ok": not any(f.problem for f in findings), "findings": [asdict(f) for f in findings]}
+
+
+def doctor_lines(findings: Sequence[Finding]) -> list[str]:
+    """Give one line per setting, and the mend under what is wrong."""
+    lines = []
+    for f in findings:
+        origin = f"  [{_short(f.origin)}]" if f.origin else ""
+        value = f.value if len(f.value) < 120 else f.value[:117] + "..."
+        lines.append(f"{'!!' if f.problem else 'ok'}  {f.name}: {value}{origin}")
+        if f.problem:
+            lines.append(f"      {f.problem}" + (f"; hint: {f.hint}" if f.hint else ""))
+    wrong = sum(bool(f.problem) for f in findings)
+    return [*lines, f"{_count(wrong, 'problem')} found" if wrong else "all is well"]
+
+
+# Models
+
+
+def version_line(metadata: ModelMetadata) -> str:
+    """Give one line about a version: name, number, size, how it changed."""
+    m, change = metadata.model, metadata.change
+    tensors = f", {_count(m.n_tensors, 'tensor')}" if m.n_tensors is not None else f", {m.format}"
+    moved = ""
+    if change is not None:
+        l2 = f", relative L2 {change.relative_l2:.3g}" if change.relative_l2 is not None else ""
+        moved = f": {change.kind}{l2}"
+    return f"{m.name} version {metadata.version.number}  {m.md5[:8]}  {human_bytes(m.bytes_)}{tensors}{moved}"
+
+
+def status_document(found: Sequence[ModelStatus]) -> dict[str, Any]:
+    """Give the document of status."""
+    return {"models": [asdict(s) for s in found]}
+
+
+def status_lines(found: Sequence[ModelStatus]) -> list[str]:
+    """Give one line per model that needs attention."""
+    if not found:
+        return ["nothing to do: every model is described, committed and pushed"]
+    width = max(len(s.state) for s in found)
+    return [f"{s.state:<{width}}  {s.path}  ({s.detail}" + (f"; {s.hint})" if s.hint else ")") for s in found]
+
+
+def check_document(problems: Sequence[Problem]) -> dict[str, Any]:
+    """Give the document of check."""
+    return {"ok": not any(p.refuses for p in problems), "problems": [asdict(p) for p in problems]}
+
+
+def check_lines(problems: Sequence[Problem]) -> list[str]:
+    """Give one line per problem and its mend."""
+    lines = []
+    for p in problems:
+        lines += [f"{'refused' if p.refuses else 'warning'}: {p.line}", f"    hint: {p.hint}"]
+    return lines or ["ok: nothing would be refused"]
+
+
+def pull_lines(done: Pulled) -> list[str]:
+    """Tell what a pull did."""
+    lines = [f"restored  {path}" for path in done.restored]
+    lines += [f"kept      {path}: its weights are not in a commit (--force replaces them)" for path in done.kept]
+    if done.current and not lines and not done.failed:
+        lines.append(f"up to date: {_count(len(done.current), 'model')}")
+    if not done.current and not lines and not done.failed:
+        lines.append("no models here")
+    return lines
+
+
+def fsck_lines(found: Fsck) -> list[str]:
+    """Tell what fsck found."""
+    lines = []
+    for problem, hint in zip(found.problems, found.hints, strict=True):
+        lines += [f"!!  {problem}", f"      hint: {hint}"]
+    return [*lines, f"{_count(found.objects, 'object')} checked, {_count(len(found.problems), 'problem')}"]
+
+
+def rollback_lines(done: RolledBack) -> list[str]:
+    """Tell what a rollback restored."""
+    was = f"version {done.old.version.number}" if done.old is not None else "nothing"
+    lines = [f"{done.path}: {was} -> version {done.new.version.number} ({done.new.md5[:8]}), staged; git commit keeps it"]
+    if done.moved:
+        lines += ["the pipeline's inputs differ from that version's:", *(f"    {line}" for line in done.moved)]
+    return lines
+
+
+# diff
+
+
+def split_diff_arguments(old: str | None, new: str | None, paths: Sequence[str]) -> tuple[str | None, str | None, list[str]]:
+    """Tell revisions from paths, as git diff does: after ``--``, and where an argument is a tracked file."""
+    rest = list(paths)
+    if "--" in sys.argv:
+        after = sys.argv[sys.argv.index("--") + 1 :]
+        before = [a for a in (old, new, *rest) if a is not None]
+        before = before[: len(before) - len(after)] if after else before
+        old, new = (before + [None, None])[:2]  # type: ignore[assignment]
+        return old, new, after
+    if new is None and old is not None and _is_path(old):
+        return None, None, [old]
+    if new is not None and old is not None and _is_path(new) and not _is_path(old):
+        return old, None, [new, *rest]
+    return old, new, rest
+
+
+def _is_path(text: str) -> bool:
+    """Whether an argument is a path of the work tree and no revision."""
+    if not Path(text).exists():
+        return False
+    done = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    return done.returncode != 0
+
+
+def diff_document(found: Sequence[ModelDiff]) -> str:
+    """Give the JSON document of diff (schema ``modelver.diff/1``)."""
+    return render_json(found)
+
+
+def diff_text(found: Sequence[ModelDiff], *, all_tensors: bool, color: bool) -> str:
+    """Give the report of diff for the terminal at hand."""
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    parts = [
+        render_text(d, width=width, color=color and wants_color(), unicode=unicode, all_tensors=all_tensors) for d in found
+    ]
+    return "\n".join(parts)
+
+
+def is_same(change: ModelDiff) -> bool:
+    """Whether two sides have the same bytes and facts."""
+    return change.kind == "identical" and not (change.hyperparameters or change.metrics or change.data)
+
+
+def is_below(change: ModelDiff, limit: float) -> bool:
+    """Whether a model is less similar than `limit`; an undefined similarity counts as below."""
+    if change.kind == "identical" or change.bytes_equal:
+        return False
+    return change.cosine is None or change.cosine < limit
+
+
+# show
+
+
+class Card(Protocol):
+    """What ``show`` prints."""
+
+    def document(self) -> dict[str, Any]:
+        """Give the JSON document."""
+
+    def lines(self, *, all_tensors: bool) -> list[str]:
+        """Give the lines for a person."""
+
+
+def find_card(reference: str) -> Card:
+    """Give the card of a model, of one of its versions, or of any model file on disk."""
+    try:
+        return VersionCard(api.show(reference))
+    except ModelverError:
+        if Path(reference).is_file():
+            table, fmt, size = api.describe_file(reference)
+            return FileCard(reference, fmt, size, table)
+        raise
+
+
+@dataclass(frozen=True)
+class FileCard:
+    """A model file that no version describes."""
+
+    path: str
+    format: str
+    size: int
+    table: TensorTable | None
+
+    def document(self) -> dict[str, Any]:
+        """Give the JSON document."""
+        rows = [row.to_dict() for row in self.table.rows] if self.table is not None else []
+        return {"path": self.path, "format": self.format, "bytes": self.size, "tensors": rows}
+
+    def lines(self, *, all_tensors: bool) -> list[str]:
+        """Give the lines for a person."""
+        return [f"{self.path}  {self.format}, {human_bytes(self.size)}", *_tensor_lines(self.table, all_tensors)]
+
+
+@dataclass(frozen=True)
+class VersionCard:
+    """One version."""
+
+    shown: Shown
+
+    def document(self) -> dict[str, Any]:
+        """Give the JSON document: the metadata, joined with tags, commit and the ``artifacts:`` entry."""
+        s = self.shown
+        extra = {
+            "commit": s.commit or None, "tags": [t.tag for t in s.tags],
+            "description": s.description or None, "labels": list(s.labels),
+        }  # fmt: skip
+        return s.metadata.to_dict() | extra
+
+    def lines(self, *, all_tensors: bool) -> list[str]:
+        """Give the lines for a person."""
+        s, m, v = self.shown, self.shown.metadata.model, self.shown.metadata.version
+        tags = f"  ({', '.join(t.tag for t in s.tags)})" if s.tags else ""
+        lines = [f"{m.name} version {v.number}{tags}"]
+        facts: list[tuple[str, str]] = [("path", m.path)]
+        if s.description:
+            facts.append(("description", s.description))
+        if s.labels:
+            facts.append(("labels", ", ".join(s.labels)))
+        dtypes = ", ".join(f"{n} {dtype}" for dtype, n in (m.dtypes or {}).items())
+        facts.append(("format", m.format + (f" ({m.framework})" if m.framework else "")))
+        facts.append(("size", human_bytes(m.bytes_)))
+        if m.parameters is not None:
+            facts.append(("parameters", f"{m.parameters:,} in {_count(m.n_tensors or 0, 'tensor')} ({dtypes})"))
+        facts += [("md5", m.md5), ("sha256", m.sha256 or "")]
+        if s.commit:
+            facts.append(("commit", s.commit[:12]))
+        if s.metadata.change is not None:
+            c = s.metadata.change
+            l2 = f", relative L2 {c.relative_l2:.3g}" if c.relative_l2 is not None else ""
+            cosine = f", cosine {c.cosine:.6g}" if c.cosine is not None else ""
+            facts.append(("change", f"{c.kind} from {c.from_[:8]}{l2}{cosine}"))
+        lines += [f"  {name:<12}{value}" for name, value in facts if value]
+        lines += _training_lines(s.metadata)
+        return lines + _tensor_lines(s.table, all_tensors)
+
+
+def _training_lines(metadata: ModelMetadata) -> list[str]:
+    t = metadata.training
+    lines = []
+    for title, values in (("metrics", t.metrics), ("hyperparameters", t.hyperparameters)):
+        if values:
+            lines += [f"  {title}", *(f"    {k} = {_number(v)}" for k, v in values.items())]
+    if t.data:
+        lines += ["  data", *(f"    {d.get('path')}  {str(d.get('md5', ''))[:8]}" for d in t.data)]
+    if t.stage:
+        lines.append(f"  {'stage':<12}{t.stage}: {t.command or ''}")
+    return lines
+
+
+def _number(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _tensor_lines(table: TensorTable | None, all_tensors: bool) -> list[str]:
+    if table is None or not table.rows:
+        return []
+    rows = table.rows if all_tensors else table.rows[:_HOW_MANY]
+    cells = [[r.name, r.dtype, "x".join(map(str, r.shape)) or "scalar", _stat(r.norm), _stat(r.mean), _stat(r.std)] for r in rows]
+    lines = ["", *render_table(["tensor", "dtype", "shape", "norm", "mean", "std"], cells, right=(3, 4, 5))]
+    if len(rows) < len(table.rows):
+        lines.append(f"and {len(table.rows) - len(rows)} more tensors (--all-tensors lists them)")
+    return lines
+
+
+def _stat(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+# log and list
+
+
+def log_document(found: Sequence[LoggedVersion]) -> dict[str, Any]:
+    """Give the document of log."""
+    return {
+        "versions": [
+            {"commit": v.version.commit, "date": v.version.date, "author": v.version.author, "subject": v.version.subject,
+             "tags": list(v.tags), **v.version.metadata.to_dict()}
+            for v in found
+        ]
+    }  # fmt: skip
+
+
+def log_lines(found: Sequence[LoggedVersion]) -> list[str]:
+    """Give one line per version."""
+    if not found:
+        return ["no version was committed yet"]
+    rows = []
+    for item in found:
+        v, meta = item.version, item.version.metadata
+        change = meta.change.kind if meta.change else meta.version.update
+        l2 = f"{meta.change.relative_l2:.3g}" if meta.change and meta.change.relative_l2 is not None else "-"
+        tags = " ".join(t.partition("@")[2] or "#" + t.partition("#")[2] for t in item.tags)
+        rows.append([str(v.number), v.metadata.md5[:8], v.date[:10], change, l2, _metrics(meta.training.metrics), tags, v.subject])
+    return render_table(["version", "md5", "date", "change", "rel. L2", "metrics", "tags", "commit"], rows, right=(0, 4))
+
+
+def _metrics(values: Mapping[str, Any] | None) -> str:
+    shown = [f"{k}={_number(v)}" for k, v in list((values or {}).items())[:2]]
+    return " ".join(shown) + (" ..." if values and len(values) > 2 else "")
+
+
+def list_document(found: Sequence[ListedModel]) -> dict[str, Any]:
+    """Give the document of list."""
+    return {
+        "models": [
+            {"name": m.name, "path": m.path, "number": m.metadata.version.number if m.metadata else None,
+             "md5": m.metadata.md5 if m.metadata else None, "bytes": m.metadata.model.bytes_ if m.metadata else None,
+             "versions": list(m.versions), "stages": list(m.stages)}
+            for m in found
+        ]
+    }  # fmt: skip
+
+
+def list_lines(found: Sequence[ListedModel]) -> list[str]:
+    """Give one line per model."""
+    if not found:
+        return ["no models yet: modelver add PATH, or git add a file of weights"]
+    rows = [
+        [
+            m.name,
+            str(m.metadata.version.number) if m.metadata else "-",
+            m.versions[-1] if m.versions else "-",
+            " ".join(m.stages) or "-",
+            human_bytes(m.metadata.model.bytes_) if m.metadata else "-",
+            m.path,
+        ]
+        for m in found
+    ]
+    return render_table(["name", "version", "tagged", "stages", "size", "path"], rows, right=(1, 4))
