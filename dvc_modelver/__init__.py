@@ -35,9 +35,15 @@ if TYPE_CHECKING:
     from dvc_modelver.api import uninstall as uninstall
 
 
+_VERBS = frozenset(
+    "add check describe_file diff doctor fsck init install list_models load log mv pull push refresh rm rollback "
+    "show status tag uninstall".split()
+)
+
+
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(name)
+    if name not in _VERBS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module("dvc_modelver.api"), name)

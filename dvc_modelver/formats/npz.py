@@ -169,9 +169,9 @@ class NpzReader(FileReader):
         if code not in _DTYPES or order not in "<>|=":
             kind = _REFUSED_KINDS.get(code[:1], "a type no tensor has")
             raise _bad(where, f"dtype {quote(descr)} is {kind}, expected numbers")
-        n_elements = count_elements(shape, where)
+        count_elements(shape, where)
         spec = TensorSpec(info.filename.removesuffix(".npy"), _DTYPES[code], shape)
-        if n_elements and info.file_size - n_header_bytes != spec.nbytes:
+        if info.file_size - n_header_bytes != spec.nbytes:
             found = info.file_size - n_header_bytes
             raise _bad(where, f"holds {found} bytes of values, expected {spec.nbytes} for {spec.dtype} {quote(shape)}")
         item_bytes = int(code[1:])
@@ -206,8 +206,8 @@ def _check_directory(file: BinaryIO, name: str) -> int:
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + 22 > n_tail:
         raise _bad(name, "no end of a zip archive, expected an .npz file (is it still being written?)")
-    n_members, n_directory = int.from_bytes(tail[at + 10 : at + 12], "little"), tail[at + 12 : at + 16]
-    n_directory_bytes = int.from_bytes(n_directory, "little")
+    n_members = int.from_bytes(tail[at + 10 : at + 12], "little")
+    n_directory_bytes = int.from_bytes(tail[at + 12 : at + 16], "little")
     if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":
         offset = int.from_bytes(tail[at - 12 : at - 4], "little")
         record = read_exactly(file, offset, 56, name) if offset + 56 <= n_bytes else b""

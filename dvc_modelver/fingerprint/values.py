@@ -1,0 +1,80 @@
+"""Stored bytes as arrays of real numbers, in fixed buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Real = NDArray[Any]
+"""float32 where that is exact, else the stored float64 or integer values."""
+
+_STORED = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "C64": "<f4", "C128": "<f8",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+}  # fmt: skip
+_FP8 = {
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+WIDE_DTYPES = frozenset({"F64", "C128", "I64", "I32", "U64", "U32"})
+"""Dtypes whose values float32 cannot hold exactly."""
+
+
+def real_bytes(dtype: str) -> int | None:
+    """Give the bytes of one real number of a dtype; None where numbers are packed below a byte."""
+    if dtype in _STORED:
+        return np.dtype(_STORED[dtype]).itemsize
+    return {"BF16": 2, "BOOL": 1}.get(dtype, 1 if dtype in _FP8 else None)
+
+
+def make_decoder(dtype: str, scratch: NDArray[np.float32]) -> Callable[[memoryview], Real]:
+    """Give the function that turns stored bytes into numbers.
+
+    Args:
+        dtype: One for which `real_bytes` knows a size. Complex values come out as interleaved reals.
+        scratch: Shape ``[n]``; what the function returns may lie in it.
+
+    Returns:
+        From at most ``n`` stored numbers to an array of as many, valid until the next call.
+    """
+    if dtype in WIDE_DTYPES or dtype in ("F32", "C64"):
+        return lambda buffer: np.frombuffer(buffer, _STORED[dtype])
+    if dtype == "BF16":
+        return lambda buffer: _widen_bf16(np.frombuffer(buffer, "<u2"), scratch)
+    if dtype == "BOOL":
+        return lambda buffer: _convert(np.frombuffer(buffer, np.uint8) != 0, scratch)
+    if dtype in _FP8:
+        table = _fp8_table(dtype)
+        return lambda buffer: np.take(
+            table, np.frombuffer(buffer, np.uint8), out=scratch[: len(buffer)], mode="clip"
+        )
+    return lambda buffer: _convert(np.frombuffer(buffer, _STORED[dtype]), scratch)
+
+
+def _convert(stored: NDArray[Any], scratch: NDArray[np.float32]) -> Real:
+    out = scratch[: stored.size]
+    np.copyto(out, stored)
+    return out
+
+
+def _widen_bf16(stored: NDArray[np.uint16], scratch: NDArray[np.float32]) -> Real:
+    out = scratch[: stored.size]
+    bits = out.view(np.uint32)
+    np.copyto(bits, stored)
+    np.left_shift(bits, 16, out=bits)
+    return out
+
+
+@cache
+def _fp8_table(dtype: str) -> NDArray[np.float32]:
+    import ml_dtypes
+
+    codes = np.arange(256, dtype=np.uint8)
+    return codes.view(np.dtype(getattr(ml_dtypes, _FP8[dtype]))).astype(np.float32)

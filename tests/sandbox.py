@@ -1,0 +1,90 @@
+"""A repository to try things in: real git, real DVC, models of a few kilobytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+def make_weights(seed: int, layers: int = 4, width: int = 16) -> Weights:
+    """Give random weights: the same seed gives the same ones."""
+    rng = np.random.default_rng(seed)
+    weights: Weights = {"embed.weight": rng.standard_normal((32, width), dtype=np.float32)}
+    for i in range(layers):
+        weights[f"layers.{i}.weight"] = rng.standard_normal((width, width), dtype=np.float32)
+        weights[f"layers.{i}.bias"] = rng.standard_normal(width, dtype=np.float32)
+    weights["head.weight"] = rng.standard_normal((10, width), dtype=np.float32)
+    return weights
+
+
+def md5_of(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@dataclass
+class Sandbox:
+    """A work tree with helpers; every program runs in it."""
+
+    path: Path
+
+    def run(self, *argv: str, ok: bool = True, env: dict[str, str] | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            argv, cwd=self.path, env=os.environ | (env or {}), capture_output=True, text=True, check=False, input=stdin
+        )
+        if ok:
+            assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def git(self, *args: str, ok: bool = True, **env: str) -> str:
+        done = self.run("git", *args, ok=ok, env=env)
+        return done.stdout if ok else done.stdout + done.stderr
+
+    def modelver(self, *args: str, ok: bool = True, **env: str) -> str:
+        done = self.run(sys.executable, "-P", "-c", "import sys; from dvc_modelver.cli import main; sys.exit(main())", *args, ok=ok, env=env)
+        return done.stdout if ok else done.stdout + done.stderr
+
+    def exit_code(self, *args: str, **env: str) -> int:
+        return self.run(sys.executable, "-P", "-c", "import sys; from dvc_modelver.cli import main; sys.exit(main())", *args, ok=False, env=env).returncode
+
+    def dvc(self, *args: str, ok: bool = True) -> str:
+        done = self.run(sys.executable, "-P", "-m", "dvc", *args, ok=ok)
+        return done.stdout if ok else done.stdout + done.stderr
+
+    def write(self, path: str, text: str) -> None:
+        target = self.path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+
+    def train(self, path: str, seed: int) -> str:
+        """Write a model; give its md5."""
+        target = self.path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        save_file(make_weights(seed), target)
+        return md5_of(target)
+
+    def md5(self, path: str) -> str:
+        return md5_of(self.path / path)
+
+    def metadata_md5(self, path: str) -> str:
+        import json
+
+        document = json.loads((self.path / f"{path}.modelver.json").read_text())
+        return str(document["model"]["md5"])
+
+    def cached(self, md5: str) -> bool:
+        return (self.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).exists()
+
+    def drop(self, md5: str) -> None:
+        """Delete an object from the cache."""
+        (self.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink()
