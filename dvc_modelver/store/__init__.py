@@ -1,0 +1,1 @@
+"""DVC's side of a repository: pointer files, settings, cache, remotes. Knows nothing of Git or of tensors."""

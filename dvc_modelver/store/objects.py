@@ -1,0 +1,316 @@
+"""DVC's cache, in exactly DVC's layout: ``files/md5/ab/cdef...``, objects read-only.
+
+Every object is written to a temporary file in ``<cache>/modelver.tmp``, synced, and renamed into place, so that
+an object that is there is whole. DVC's lock is not needed for that and never taken.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ObjectCorrupt, ObjectMissing
+from dvc_modelver.progress import human_bytes
+from dvc_modelver.store.dvcconfig import DvcSettings
+from dvc_modelver.store.hashing import FileStamp, Hashes, Progress, consume, hash_file, hash_pieces, still_writing
+
+__all__ = ["Cache", "FileStamp", "Hashes", "hash_file"]
+
+TEMP_FOLDER = "modelver.tmp"
+STALE_S = 24 * 3600
+MAX_LISTING_BYTES = 1 << 30
+
+
+class Cache:
+    """The objects of one DVC repository."""
+
+    def __init__(self, settings: DvcSettings) -> None:
+        self.settings = settings
+        self.folder = settings.cache_dir
+
+    @property
+    def prefers_links(self) -> bool:
+        """Whether the work tree is linked to the cache rather than a copy of it."""
+        return self.settings.cache_types[0] in ("hardlink", "symlink")
+
+    def path_of(self, oid: str, *, legacy: bool = False) -> Path:
+        """Give where an object lies, or would lie."""
+        base = self.folder if legacy else self.folder / "files" / "md5"
+        return base / oid[:2] / oid[2:]
+
+    def has(self, oid: str, *, legacy: bool = False) -> bool:
+        """Whether the object is there, by name; its bytes are not read."""
+        return len(oid) > 2 and self.path_of(oid, legacy=legacy).is_file()
+
+    # Into the cache
+
+    def store_file(self, path: Path, *, link: bool, progress: Progress | None = None) -> Hashes:
+        """Put a file's bytes into the cache, reading it once.
+
+        Args:
+            path: The file; it stays where it is.
+            link: Replace it by a link to the object, where ``cache.type`` prefers links.
+            progress: Called with the number of bytes read since the last call.
+
+        Raises:
+            UsageError: It is being written.
+            EnvironmentFailed: The disk is full, or the cache cannot be written.
+        """
+        if self._is_object(path):
+            return hash_file(path, progress=progress)  # a link to the cache already: the bytes are there
+        stamp = FileStamp.of(path)
+        with self._new_object(path, stamp.size) as temp:
+            hashes = self._copy_in(path, temp, progress)
+            if FileStamp.of(path) != stamp:
+                raise still_writing(path)
+            self._publish(temp, hashes.md5)
+        if link and self.prefers_links and FileStamp.of(path) == stamp:
+            self.materialise(hashes.md5, path)
+        return hashes
+
+    def _is_object(self, path: Path) -> bool:
+        """Whether a file is itself an object of this cache, through a symbolic link."""
+        return path.is_symlink() and path.resolve().is_relative_to(self.folder.resolve())
+
+    def _copy_in(self, path: Path, temp: Path, progress: Progress | None) -> Hashes:
+        if _reflink(path, temp):
+            return hash_file(temp, progress=progress)
+        with temp.open("wb", buffering=0) as out:
+            hashes = consume(path, lambda data: _write_all(out.fileno(), data), progress=progress)
+            os.fsync(out.fileno())
+        return hashes
+
+    def store_stream(self, pieces: Iterable[bytes], *, progress: Progress | None = None) -> Hashes:
+        """Put a stream into the cache.
+
+        Raises:
+            EnvironmentFailed: The disk is full, or the cache cannot be written.
+        """
+        with self._new_object(Path("stream"), 0) as temp:
+            with temp.open("wb", buffering=0) as out:
+                hashes = hash_pieces(pieces, lambda data: _write_all(out.fileno(), data), progress=progress)
+                os.fsync(out.fileno())
+            self._publish(temp, hashes.md5)
+        return hashes
+
+    @contextmanager
+    def _new_object(self, source: Path, size: int) -> Iterator[Path]:
+        folder = self.folder / TEMP_FOLDER
+        temp: Path | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._sweep(folder)
+            fd, name = tempfile.mkstemp(dir=folder)
+            os.close(fd)
+            temp = Path(name)
+            yield temp
+        except OSError as err:
+            raise _disk_error(err, self.folder, size, f"{source.name}: cannot be stored in") from err
+        finally:
+            if temp is not None:
+                temp.unlink(missing_ok=True)
+
+    @staticmethod
+    def _sweep(folder: Path) -> None:
+        """Remove temporary files of processes that died more than a day ago."""
+        for old in folder.iterdir():
+            try:
+                if time.time() - old.stat().st_mtime > STALE_S:
+                    old.unlink()
+            except OSError:
+                continue
+
+    def _publish(self, temp: Path, md5: str) -> None:
+        target = self.path_of(md5)
+        if target.is_file() and target.stat().st_size == temp.stat().st_size:
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self.settings.shared:
+            target.parent.chmod(0o2775)
+        temp.chmod(0o444)
+        temp.replace(target)
+        _sync_folder(target.parent)
+
+    # Out of the cache
+
+    def materialise(
+        self, oid: str, target: Path, *, legacy: bool = False, verify: bool = False, progress: Progress | None = None
+    ) -> None:
+        """Put an object at a path of the work tree, as ``cache.type`` says; what is there is replaced at once.
+
+        The caller has seen to it that the bytes replaced are in the cache.
+
+        Args:
+            oid: The object.
+            target: Where to.
+            legacy: The object lies in the layout of DVC before 3.0.
+            verify: Hash it first even where it is only linked.
+            progress: Called with the number of bytes copied since the last call.
+
+        Raises:
+            ObjectMissing: The cache does not have it.
+            ObjectCorrupt: Its bytes are not what its name says; the target is untouched.
+            EnvironmentFailed: The disk is full.
+        """
+        source = self._existing(oid, legacy=legacy)
+        if verify and not self.verify(oid, legacy=legacy):
+            raise self._corrupt(oid, source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temp = target.with_name(f".{target.name[:80]}.modelver-{os.getpid()}-{time.monotonic_ns()}")
+        try:
+            for kind in (*self.settings.cache_types, "copy"):
+                if self._place(kind, source, temp, oid, legacy, progress):
+                    break
+            temp.replace(target)
+            _sync_folder(target.parent)
+        except OSError as err:
+            raise _disk_error(err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in") from err
+        finally:
+            temp.unlink(missing_ok=True)
+
+    def _place(self, kind: str, source: Path, temp: Path, oid: str, legacy: bool, progress: Progress | None) -> bool:
+        try:
+            if kind == "hardlink":
+                os.link(source, temp)
+            elif kind == "symlink":
+                temp.symlink_to(source)
+            elif kind == "reflink":
+                if not _reflink(source, temp):
+                    temp.unlink(missing_ok=True)
+                    return False
+                temp.chmod(0o666 & ~_umask())
+            else:
+                self._copy_verified(source, temp, None if legacy else oid, progress)
+        except OSError as err:
+            if kind in ("hardlink", "symlink") and err.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                return False
+            raise
+        return True
+
+    def _copy_verified(self, source: Path, temp: Path, md5: str | None, progress: Progress | None) -> None:
+        with temp.open("wb", buffering=0) as out:
+            found = consume(source, lambda data: _write_all(out.fileno(), data), progress=progress)
+            os.fsync(out.fileno())
+        if md5 is not None and found.md5 != md5:
+            raise self._corrupt(md5, source)
+
+    def copy_out(self, oid: str, target: Path, *, legacy: bool = False, progress: Progress | None = None) -> None:
+        """Copy an object to any path, verified, never linked.
+
+        Raises:
+            ObjectMissing, ObjectCorrupt, EnvironmentFailed: As `materialise`.
+        """
+        source = self._existing(oid, legacy=legacy)
+        temp = target.with_name(f".{target.name[:80]}.modelver-{os.getpid()}")
+        try:
+            self._copy_verified(source, temp, None if legacy else oid, progress)
+            temp.replace(target)
+        except OSError as err:
+            raise _disk_error(err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in") from err
+        finally:
+            temp.unlink(missing_ok=True)
+
+    # Looking
+
+    def _existing(self, oid: str, *, legacy: bool) -> Path:
+        source = self.path_of(oid, legacy=legacy)
+        if not source.is_file():
+            raise ObjectMissing(f"object {oid}: not in the cache {self.folder}", hint="modelver pull")
+        return source
+
+    def _corrupt(self, oid: str, source: Path) -> ObjectCorrupt:
+        return ObjectCorrupt(
+            f"{source}: its bytes do not have the md5 {oid} that names it", hint=f"rm -f {source}; modelver pull"
+        )
+
+    def hash_object(self, oid: str, *, legacy: bool = False, progress: Progress | None = None) -> Hashes:
+        """Hash an object, and prove that it is what its name says.
+
+        Raises:
+            ObjectMissing: The cache does not have it.
+            ObjectCorrupt: Its bytes have another md5.
+        """
+        source = self._existing(oid, legacy=legacy)
+        found = hash_file(source, progress=progress)
+        if not legacy and found.md5 != oid:
+            raise self._corrupt(oid, source)
+        return found
+
+    def verify(self, oid: str, *, legacy: bool = False) -> bool:
+        """Whether an object's bytes have the md5 of its name; of a legacy text object that cannot be told here."""
+        if oid.endswith(".dir"):
+            return hash_file(self._existing(oid, legacy=legacy)).md5 == oid.removesuffix(".dir")
+        return legacy or hash_file(self._existing(oid, legacy=legacy)).md5 == oid
+
+    def iter_folder(self, oid: str, *, legacy: bool = False) -> Iterator[tuple[str, str]]:
+        """Give (relative path, md5) of every file of a folder object.
+
+        Raises:
+            ObjectMissing: The cache does not have the listing.
+            BadMetadataError: The listing cannot be read.
+        """
+        source = self._existing(oid, legacy=legacy)
+        if source.stat().st_size > MAX_LISTING_BYTES:
+            raise BadMetadataError(f"{source}: {source.stat().st_size} bytes, expected a folder listing")
+        try:
+            for entry in json.loads(source.read_bytes()):
+                yield str(entry["relpath"]), str(entry["md5"])
+        except (ValueError, KeyError, TypeError) as err:
+            raise BadMetadataError(f"{source}: not a folder listing of DVC's", hint=f"rm -f {source}; dvc fetch") from err
+
+
+def _write_all(fd: int, data: memoryview | bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _reflink(source: Path, target: Path) -> bool:
+    """Share a file's blocks, copied when one is written; False where the file system cannot."""
+    import fcntl
+
+    ficlone = 0x40049409  # _IOW(0x94, 9, int), linux/fs.h
+    try:
+        with source.open("rb") as old, target.open("wb") as new:
+            fcntl.ioctl(new.fileno(), ficlone, old.fileno())
+            os.fsync(new.fileno())
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.ENOENT):
+            raise
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _disk_error(err: OSError, folder: Path, needed: int, what: str) -> EnvironmentFailed:
+    """Give the error of a failed write, with what is needed and what is free."""
+    if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        try:
+            free = human_bytes(shutil.disk_usage(folder).free)
+        except OSError:
+            free = "unknown"
+        need = f"{human_bytes(needed)} needed, " if needed else ""
+        return EnvironmentFailed(f"{what} {folder}: the disk is full ({need}{free} free)", hint=f"df -h {folder}")
+    return EnvironmentFailed(f"{what} {folder}: {err.strerror or err}", hint=f"ls -ld {folder}")
+
+

@@ -1,0 +1,246 @@
+"""DVC remotes, through DVC: its file systems, its credentials, its parallel transfers. The one module that imports dvc.
+
+Nothing here takes DVC's lock, so that a commit or push while ``dvc repro`` runs is no problem.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from dvc_modelver.errors import EnvironmentFailed, ModelverError, ObjectMissing
+from dvc_modelver.store.dvcconfig import read_settings
+from dvc_modelver.store.objects import Cache
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What an upload did; both hold md5s."""
+
+    sent: frozenset[str]
+    failed: frozenset[str]
+
+
+@dataclass
+class FetchResult:
+    """What a download did.
+
+    Attributes:
+        fetched: md5s that are in the cache now.
+        failed: md5 -> one line why.
+    """
+
+    fetched: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class Remote:
+    """One DVC remote of one DVC repository."""
+
+    def __init__(self, root: Path, name: str, url: str, repo: Any) -> None:
+        self.root, self.name, self._url, self._repo = root, name, url, repo
+        self._cache = Cache(read_settings(root))
+
+    @classmethod
+    def open(cls, root: Path, name: str | None = None) -> Remote:
+        """Open a remote by name; the default one when none is given.
+
+        Raises:
+            EnvironmentFailed: There is none of that name, or what its URL needs is not installed.
+        """
+        settings = read_settings(root)
+        chosen = name or settings.default_remote
+        if chosen is None:
+            raise EnvironmentFailed("no DVC remote is configured", hint="dvc remote add -d storage URL")
+        if chosen not in settings.remotes:
+            raise EnvironmentFailed(f"DVC remote {chosen!r}: not configured", hint=f"dvc remote add {chosen} URL")
+        url = settings.remotes[chosen]
+        os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")
+        with _quiet(), _explained(url):
+            from dvc.repo import Repo
+
+            repo = Repo(str(root))
+            remote = repo.config["remote"][chosen]
+            if url.startswith("s3://"):
+                remote.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
+                remote.setdefault("read_timeout", READ_TIMEOUT_S)
+        return cls(root, chosen, url, repo)
+
+    @property
+    def url(self) -> str:
+        """The URL, without a password in it."""
+        return re.sub(r"(://[^/@:]+):[^/@]*@", r"\1@", self._url)
+
+    def _odb(self, *, legacy: bool) -> Any:
+        return self._repo.cloud.get_remote_odb(self.name, "push", hash_name="md5-dos2unix" if legacy else "md5")
+
+    def missing(self, oids: set[str], *, legacy: set[str] | frozenset[str] = frozenset()) -> set[str]:
+        """Give those objects that the remote does not have; it is asked about each, no index is believed.
+
+        Raises:
+            EnvironmentFailed: The remote cannot be reached, or refuses.
+        """
+        found: set[str] = set()
+        with _quiet(), _explained(self.url):
+            for group, old in ((oids - legacy, False), (oids & legacy, True)):
+                if group:
+                    odb = self._odb(legacy=old)
+                    self._check_reachable(odb)
+                    found |= set(odb.list_oids_exists(sorted(group), jobs=16))
+        return oids - found
+
+    def _check_reachable(self, odb: Any) -> None:
+        """Let a bucket that is not there, or is not ours, be an error rather than 'nothing is there'."""
+        if self._url.startswith("s3://"):
+            bucket = odb.path.split("/")[0]
+            odb.fs.fs.call_s3("head_bucket", Bucket=bucket) if hasattr(odb.fs.fs, "call_s3") else odb.fs.fs.ls(bucket)
+
+    def push(self, oids: set[str], *, legacy: set[str] | frozenset[str] = frozenset()) -> PushResult:
+        """Upload objects of the cache; a folder's files go before its listing.
+
+        Raises:
+            EnvironmentFailed: The remote cannot be reached, or refuses.
+        """
+        with _quiet() as said, _explained(self.url):
+            result = self._repo.cloud.push(self._infos(oids, legacy), remote=self.name)
+        failed = frozenset(info.value for info in result.failed)
+        if failed and said:
+            raise EnvironmentFailed(f"{self.url}: upload failed: {said[-1]}", hint="git push again: it goes on where it stopped")
+        return PushResult(frozenset(oids) - failed, failed)
+
+    def _infos(self, oids: set[str], legacy: set[str] | frozenset[str]) -> list[Any]:
+        from dvc_data.hashfile.hash_info import HashInfo
+
+        return [HashInfo("md5-dos2unix" if oid in legacy else "md5", oid) for oid in sorted(oids)]
+
+    def fetch(self, oids: set[str], *, legacy: set[str] | frozenset[str] = frozenset()) -> FetchResult:
+        """Bring objects into the cache; each is hashed there before anybody may use it.
+
+        Raises:
+            EnvironmentFailed: The remote cannot be reached, or refuses.
+        """
+        result = FetchResult()
+        absent = self.missing(oids, legacy=legacy)
+        result.failed.update({oid: f"object {oid[:8]} is not on {self.url}" for oid in absent})
+        todo = oids - absent
+        with _quiet() as said, _explained(self.url):
+            if todo:
+                self._repo.cloud.pull(self._infos(todo, legacy), remote=self.name)
+        for oid in todo:
+            old = oid in legacy
+            if not self._cache.has(oid, legacy=old):
+                result.failed[oid] = f"object {oid[:8]} could not be fetched from {self.url}" + (f": {said[-1]}" if said else "")
+            elif not self._cache.verify(oid, legacy=old):
+                self._cache.path_of(oid, legacy=old).unlink()
+                result.failed[oid] = f"object {oid[:8]} on {self.url} has other bytes than its md5 says"
+            else:
+                result.fetched.add(oid)
+        return result
+
+    def open_object(self, oid: str) -> BinaryIO:
+        """Open an object on the remote for reading by range; nothing is put into the cache.
+
+        Raises:
+            ObjectMissing: The remote does not have it.
+            EnvironmentFailed: The remote cannot be reached, or refuses.
+        """
+        with _quiet(), _explained(self.url):
+            odb = self._odb(legacy=False)
+            try:
+                return cast("BinaryIO", odb.fs.fs.open(odb.oid_to_path(oid), "rb", block_size=1 << 16, cache_type="readahead"))
+            except FileNotFoundError as err:
+                raise ObjectMissing(f"object {oid[:8]}: not on {self.url}", hint="modelver fsck --remote") from err
+
+
+@contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Keep DVC's log lines off the terminal and collect its errors; progress bars only on a terminal."""
+    said: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.ERROR:
+                detail = record.exc_info[1] if record.exc_info else None
+                said.append(_one_line(detail) if detail is not None else record.getMessage().splitlines()[0])
+
+    names = ("dvc", "dvc_data", "dvc_objects", "dvc_s3", "s3fs", "botocore", "aiobotocore", "fsspec", "asyncio")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
+    handler = Collect()
+    old = os.environ.get("DVC_PROGRESS_DISABLED")
+    for log in loggers:
+        log.handlers, log.propagate = [handler], False
+    try:
+        if not sys.stderr.isatty():
+            _disable_progress()
+        yield said
+    finally:
+        for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            log.handlers, log.propagate = handlers, propagate
+            log.setLevel(level)
+        if old is not None:
+            os.environ["DVC_PROGRESS_DISABLED"] = old
+
+
+def _disable_progress() -> None:
+    """Tell DVC's progress bars that nobody watches."""
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+
+
+def _one_line(err: BaseException) -> str:
+    text = " ".join(str(err).split())
+    return f"{text[:200]}" if text else type(err).__name__
+
+
+_CREDENTIALS = ("NoCredentials", "PartialCredentials", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "TokenRefresh",
+                "Unable to locate credentials", "ProfileNotFound", "AuthError", "CredentialRetrieval")  # fmt: skip
+_FORBIDDEN = ("AccessDenied", "Forbidden", "403", "PermissionError")
+_NETWORK = ("EndpointConnection", "ConnectTimeout", "ReadTimeout", "Connection", "ConnectError", "gaierror", "Name or service", "Temporary failure",
+            "Cannot connect", "timed out")  # fmt: skip
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Turn whatever a file system raises into one line and one command."""
+    try:
+        yield
+    except ModelverError:
+        raise
+    except KeyboardInterrupt:
+        raise
+    except Exception as err:
+        raise _explain(err, url) from err
+
+
+def _explain(err: Exception, url: str) -> EnvironmentFailed:
+    chain: list[BaseException] = []
+    node: BaseException | None = err
+    while node is not None and node not in chain:
+        chain.append(node)
+        node = node.__cause__ or node.__context__
+    text = " | ".join(f"{type(e).__name__}: {e}" for e in chain)
+    said = _one_line(err) or type(err).__name__
+    if any(type(e).__name__ in ("RemoteMissingDepsError", "MissingDepsError") or isinstance(e, ImportError) for e in chain):
+        scheme = url.split("://")[0]
+        return EnvironmentFailed(f"{url}: what this remote needs is not installed ({said})", hint=f"pip install 'dvc-modelver[{scheme}]'")
+    if "NoSuchBucket" in text or (url.startswith("s3://") and any(isinstance(e, FileNotFoundError) for e in chain)):
+        return EnvironmentFailed(f"{url}: no such bucket", hint="create the bucket, or: dvc remote modify NAME url URL")
+    if any(word in text for word in _CREDENTIALS):
+        return EnvironmentFailed(f"{url}: no valid credentials ({said})", hint="aws configure; or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if any(word in text for word in _FORBIDDEN):
+        return EnvironmentFailed(f"{url}: access refused ({said})", hint="check the credentials and the rights of this remote")
+    if any(word in text for word in _NETWORK):
+        return EnvironmentFailed(f"{url}: cannot be reached ({said})", hint="check the network and the endpoint URL; then the same command again")
+    if any(isinstance(e, OSError) and e.errno == 28 for e in chain):
+        return EnvironmentFailed(f"{url}: the disk is full ({said})", hint="df -h")
+    return EnvironmentFailed(f"{url}: {said}", hint="modelver doctor")
