@@ -15,6 +15,12 @@ modelver_hook() { # run the part in Python: the interpreter that installed this,
     fi
 }
 
+modelver_asked() { # true when this Git process asked our fsmonitor hook already
+    pid=
+    { read -r pid <"${GIT_DIR:-.git}/modelver/asked"; } 2>/dev/null
+    [ "$pid" = "$PPID" ]
+}
+
 modelver_moved() { # true when a model, its metadata or its pointer is not as we last saw it
     [ -x "$python" ] && [ -r "$probe" ] || return 1
     ! "$python" -I -S "$probe" check

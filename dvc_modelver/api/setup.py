@@ -47,28 +47,34 @@ def guarded(module: str, fallback: str) -> str:
     python, probe = hooks.shell_quoted(sys.executable), hooks.shell_quoted(PROBE)
     return (
         f"f() {{ if [ -x {python} ] && [ -r {probe} ]; then {python} -P -m dvc_modelver.drivers.{module} \"$@\"; "
-        f'elif command -v modelver >/dev/null 2>&1; then modelver driver {module} "$@"; else {fallback}; fi; }}; f'
+        f'elif command -v modelver >/dev/null 2>&1; then modelver driver {module} "$@"; else false; fi || {{ {fallback}; }}; }}; f'
     )
 
 
 def driver_settings() -> dict[str, str]:
     """Give the keys that ``install`` sets in this clone's configuration, but for the fsmonitor hook."""
-    missing = "echo 'modelver: program not found (pip install dvc-modelver; modelver install)' >&2"
+    missing = "echo 'modelver: the filter did not run (pip install dvc-modelver; modelver install)' >&2; false"
     return {
         "diff.modelver.command": guarded(
             "diff", 'git --no-pager diff --no-index --no-ext-diff --no-textconv -- "$2" "$5"; true'
         ),
         "diff.modelver.textconv": guarded("textconv", 'cat -- "$1"'),
-        "filter.modelver.process": guarded("filter", f"{missing}; false"),
+        "filter.modelver.process": guarded("filter", missing),
         "filter.modelver.required": "true",
     }
 
 
 def fsmonitor_line() -> str:
-    """Give the value of ``core.fsmonitor``: the probe, or the answer 'anything may have changed'."""
+    """Give the value of ``core.fsmonitor``: the probe, or the answer 'anything may have changed'.
+
+    One Git process asks up to three times (and its pre-commit hook once more): the first answer stands, so
+    its process id is noted.
+    """
     python, probe = hooks.shell_quoted(sys.executable), hooks.shell_quoted(PROBE)
     return (
-        f"f() {{ if [ -x {python} ] && [ -r {probe} ]; then exec {python} -I -S {probe} fsmonitor; fi; "
+        'f() { asked=.git/modelver/asked; { read -r pid <"$asked"; } 2>/dev/null; '
+        f'if [ "$pid" != "$PPID" ] && [ -x {python} ] && [ -r {probe} ]; then '
+        f'{{ echo "$PPID" >"$asked"; }} 2>/dev/null; exec {python} -I -S {probe} fsmonitor; fi; '
         "printf 'modelver\\0/\\0'; }; f"
     )
 
@@ -215,7 +221,7 @@ def uninstall(folder: str | Path = ".") -> list[Step]:
         config.unset_local(git, FSMONITOR)
         config.unset_local(git, "core.fsmonitorHookVersion")
         steps.append(Step("removed", FSMONITOR))
-    for name in ("state", "gate", "committed", "lock"):
+    for name in ("state", "gate", "committed", "lock", "asked"):
         (repo.layout.state_dir / name).unlink(missing_ok=True)
     return steps
 

@@ -70,12 +70,17 @@ def segment_parameters(first: int, count: int) -> list[tuple[int, int, int]]:
 
 
 @cache
+def _first_segment() -> tuple[int, int, int]:
+    return segment_parameters(0, 1)[0]
+
+
+@cache
 def _short_positions() -> NDArray[np.intp]:
     # Where the lanes of segment 0, the only one of a short tensor, come to lie after the permutation.
     permutation = lane_permutation()
     positions = np.empty_like(permutation)
     positions[permutation] = np.arange(LANES)
-    _, rotation, _ = segment_parameters(0, 1)[0]
+    _, rotation, _ = _first_segment()
     return np.roll(positions, -rotation)
 
 
@@ -96,7 +101,7 @@ def encode_buckets(buckets: F64) -> str:
     exponent = math.frexp(largest)[1] if largest else _ZERO_EXPONENT
     limit = (1 << _FRACTION_BITS) - 1
     scaled = np.rint(np.ldexp(buckets, _FRACTION_BITS - exponent))
-    integers = np.clip(scaled, -limit, limit).astype("<i4")
+    integers = np.maximum(np.minimum(scaled, limit), -limit).astype("<i4")
     packed = integers.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
     return f"{exponent}:{base64.b64encode(packed).decode()}"
 
@@ -137,6 +142,7 @@ class Workspace:
         self.total = np.empty(LANES, np.float64)
         self.tree = np.empty(LANES, np.float64)
         self.short = np.zeros(LANES, np.float64)
+        self.moments = np.empty((LANES, 4), np.float64)
 
 
 class SketchAccumulator:
@@ -163,7 +169,7 @@ class SketchAccumulator:
         self._is_wide = dtype in WIDE_DTYPES
         self._n_seen = 0
         self._buckets: F64 | None = None
-        self._deviations: float | None = None
+        self._variance: float | None = None
         self._low, self._high = math.inf, -math.inf
         self._zeros = self._nonfinite = 0
         self.sum = self.sum_squares = 0.0
@@ -209,8 +215,8 @@ class SketchAccumulator:
     def _find_std(self, n_finite: int) -> float | None:
         if self._low == self._high:
             return 0.0
-        if self._deviations is not None:
-            return math.sqrt(self._deviations / n_finite)
+        if self._variance is not None:
+            return math.sqrt(self._variance)
         mean_square = self.sum_squares / n_finite
         mean = self.sum / n_finite
         variance = mean_square - mean * mean
@@ -297,7 +303,7 @@ class SketchAccumulator:
         # The same sums, without the lanes that stay zero: adding those changes nothing.
         n = values.size
         exact = values.astype(np.float64)
-        offset, _, flip = segment_parameters_of_first()
+        offset, _, flip = _first_segment()
         signed = values.astype(np.float32) * sign_table()[offset : offset + n]
         positions, short, tree = _short_positions()[:n], self._space.short, self._space.tree
         short[positions] = np.subtract(0, signed) if flip else np.add(0, signed)
@@ -305,25 +311,32 @@ class SketchAccumulator:
         np.add(short[:half], short[half:], out=tree[:half])
         self._buckets = _halve(tree[:half], K_MAX).copy()
         short[positions] = 0
-        self.sum = _tree_sum(exact)
-        self.sum_squares = _tree_sum(exact * exact if wide else (values * values).astype(np.float64))
+        squares = exact * exact if wide else values * values
+        self._add_moments(exact, squares, finite)
+
+    def _add_moments(self, exact: F64, squares: NDArray[Any], finite: NDArray[np.bool_] | None) -> None:
+        # The variance is taken about a value of the tensor: no cancellation, whatever the mean.
+        n = exact.size
+        n_rows = 1 << (n - 1).bit_length()
+        moments = self._space.moments[:n_rows]
+        moments[n:] = 0
+        deviations = exact - self._low if self._low <= self._high else exact
+        if finite is not None:
+            deviations[~finite] = 0
+        moments[:n, 0] = exact
+        moments[:n, 1] = squares
+        moments[:n, 2] = deviations
+        np.multiply(deviations, deviations, out=moments[:n, 3])
+        totals = _halve(moments.reshape(-1), 4).tolist()
+        self.sum, self.sum_squares = totals[:2]
         n_finite = n if finite is None else int(np.count_nonzero(finite))
         if n_finite:
-            deviations = exact - self.sum / n_finite
-            if finite is not None:
-                deviations[~finite] = 0
-            self._deviations = _tree_sum(deviations * deviations)
+            self._variance = max(0.0, totals[3] / n_finite - (totals[2] / n_finite) ** 2)
 
 
 def is_sketchable(dtype: str) -> bool:
     """Whether a dtype has statistics and a sketch; packed ones (F4, F6) have a digest only."""
     return real_bytes(dtype) is not None
-
-
-@cache
-def segment_parameters_of_first() -> tuple[int, int, int]:
-    """Give the parameters of segment 0."""
-    return segment_parameters(0, 1)[0]
 
 
 def _find_range(values: Real) -> tuple[float, float]:
@@ -339,9 +352,3 @@ def _halve(tree: F64, width: int) -> F64:
         rows //= 2
         np.add(tree[:rows], tree[rows : 2 * rows], out=tree[:rows])
     return tree[:width]
-
-
-def _tree_sum(values: F64) -> float:
-    padded = np.zeros(1 << (values.size - 1).bit_length())
-    padded[: values.size] = values
-    return float(_halve(padded, 1)[0])

@@ -108,22 +108,24 @@ def measure(file: BinaryIO) -> int:
     return file.seek(0, io.SEEK_END)
 
 
-def read_into(file: io.RawIOBase | BinaryIO, view: memoryview, where: str) -> None:
-    """Fill a buffer from a file's present position.
-
-    Raises:
-        BadModelError: The file ends first; `where` is named.
-    """
+def fill(file: BinaryIO, view: memoryview) -> int:
+    """Read into a buffer until it is full or the file ends; give the number of bytes read."""
     source = cast(io.RawIOBase, file)
     n_read = 0
     while n_read < len(view):
         count = source.readinto(view[n_read:])
         if not count:
-            raise BadModelError(
-                f"{where}: ended early, found {n_read} of the {len(view)} bytes expected",
-                hint="wait until the program that writes it is done, or fetch it again",
-            )
+            break
         n_read += count
+    return n_read
+
+
+def ended_early(where: str, found: int, expected: int) -> BadModelError:
+    """Give the error for a file that has fewer bytes than it says."""
+    return BadModelError(
+        f"{where}: ended early, found {found} of {expected} bytes",
+        hint="wait until the program that writes it is done, or fetch it again",
+    )
 
 
 def read_exactly(file: BinaryIO, offset: int, n_bytes: int, where: str) -> bytes:
@@ -134,23 +136,21 @@ def read_exactly(file: BinaryIO, offset: int, n_bytes: int, where: str) -> bytes
     """
     buffer = bytearray(n_bytes)
     file.seek(offset)
-    read_into(file, memoryview(buffer), where)
+    n_read = fill(file, memoryview(buffer))
+    if n_read < n_bytes:
+        raise ended_early(where, n_read, n_bytes)
     return bytes(buffer)
 
 
-def count_elements(shape: Iterable[int], where: str) -> int:
-    """Multiply axis lengths, refusing what no file can hold.
-
-    Raises:
-        BadModelError: An axis is negative, or a product exceeds 2^63 - 1 on the way.
-    """
+def count_elements(shape: Iterable[int]) -> int | None:
+    """Multiply axis lengths; None where one is negative, or where a product on the way exceeds 2^63 - 1."""
     numel = 1
     for axis in shape:
         if axis < 0 or axis > MAX_ELEMENTS:
-            raise BadModelError(f"{where}: an axis of length {quote(axis)}, expected 0 to 2^63 - 1")
+            return None
         numel *= axis
         if numel > MAX_ELEMENTS:
-            raise BadModelError(f"{where}: the shape has more than 2^63 - 1 elements, expected fewer")
+            return None
     return numel
 
 

@@ -25,10 +25,11 @@ from dvc_modelver.formats.base import (
     MAX_HEADER_BYTES,
     FileReader,
     count_elements,
+    ended_early,
+    fill,
     measure,
     quote,
     read_exactly,
-    read_into,
 )
 from dvc_modelver.tensors import TensorSpec
 
@@ -131,8 +132,10 @@ class NpzReader(FileReader):
                 file.read(member.n_header_bytes)
                 while left:
                     piece = view[: min(n_bytes, left)]
-                    read_into(cast(BinaryIO, file), piece, where)
-                    left -= len(piece)
+                    n_read = fill(cast(BinaryIO, file), piece)
+                    if n_read < len(piece):
+                        raise ended_early(where, n_read, len(piece))
+                    left -= n_read
                     if not left and file.read(1):
                         raise _bad(where, "found more bytes than its header says")
                     if member.is_swapped:
@@ -169,7 +172,8 @@ class NpzReader(FileReader):
         if code not in _DTYPES or order not in "<>|=":
             kind = _REFUSED_KINDS.get(code[:1], "a type no tensor has")
             raise _bad(where, f"dtype {quote(descr)} is {kind}, expected numbers")
-        count_elements(shape, where)
+        if count_elements(shape) is None:
+            raise _bad(where, f"has shape {quote(shape)}, expected axis lengths with a product below 2^63")
         spec = TensorSpec(info.filename.removesuffix(".npy"), _DTYPES[code], shape)
         if info.file_size - n_header_bytes != spec.nbytes:
             found = info.file_size - n_header_bytes

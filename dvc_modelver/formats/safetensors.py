@@ -17,10 +17,11 @@ from dvc_modelver.formats.base import (
     MAX_HEADER_BYTES,
     FileReader,
     count_elements,
+    ended_early,
+    fill,
     measure,
     quote,
     read_exactly,
-    read_into,
 )
 from dvc_modelver.tensors import DTYPE_BITS, TensorSpec
 
@@ -73,8 +74,10 @@ class SafetensorsReader(FileReader):
             while position < end:
                 piece = view[: min(n_bytes, end - position)]
                 self._file.seek(position)
-                read_into(self._file, piece, f"{self.name}: tensor {quote(spec.name)}")
-                position += len(piece)
+                n_read = fill(self._file, piece)
+                if n_read < len(piece):
+                    raise ended_early(f"{self.name}: tensor {quote(spec.name)}", n_read, len(piece))
+                position += n_read
                 yield piece
         finally:
             self._return_buffer(buffer)
@@ -137,21 +140,24 @@ def _check_metadata(metadata: object, name: str) -> dict[str, str]:
 
 
 def _parse_entry(tensor: str, entry: object, name: str) -> tuple[TensorSpec, int, int]:
-    where = f"tensor {quote(tensor)}"
+    def bad(finding: str) -> BadModelError:
+        return _bad(name, f"tensor {quote(tensor)} {finding}")
+
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise _bad(name, f"{where} is {quote(entry)}, expected dtype, shape and data_offsets")
+        raise bad(f"is {quote(entry)}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _bad(name, f"{where} has dtype {quote(dtype)}, expected one of {', '.join(DTYPE_BITS)}")
-    if not _is_list_of_int(shape):
-        raise _bad(name, f"{where} has shape {quote(shape)}, expected a list of integers")
+        raise bad(f"has dtype {quote(dtype)}, expected one of {', '.join(DTYPE_BITS)}")
+    numel = count_elements(shape) if _is_list_of_int(shape) else None
+    if numel is None:
+        raise bad(f"has shape {quote(shape)}, expected axis lengths with a product below 2^63")
     if not _is_list_of_int(offsets) or len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] <= MAX_ELEMENTS:
-        raise _bad(name, f"{where} has data_offsets {quote(offsets)}, expected two ascending integers below 2^63")
-    n_bits = count_elements(shape, f"{name}: {where}") * DTYPE_BITS[dtype]
+        raise bad(f"has data_offsets {quote(offsets)}, expected two ascending integers below 2^63")
     begin, end = offsets
+    n_bits = numel * DTYPE_BITS[dtype]
     if n_bits % 8 or (end - begin) * 8 != n_bits:
         expected = f"{n_bits // 8} bytes" if n_bits % 8 == 0 else "whole bytes"
-        raise _bad(name, f"{where} spans {end - begin} bytes, expected {expected} for {dtype} {quote(shape)}")
+        raise bad(f"spans {end - begin} bytes, expected {expected} for {dtype} {quote(shape)}")
     return TensorSpec(tensor, dtype, tuple(shape)), begin, end
 
 

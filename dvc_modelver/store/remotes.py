@@ -111,12 +111,20 @@ class Remote:
         Raises:
             EnvironmentFailed: The remote cannot be reached, or refuses.
         """
+        failed: set[str] = set()
         with _quiet() as said, _explained(self.url):
-            result = self._repo.cloud.push(self._infos(oids, legacy), remote=self.name)
-        failed = frozenset(info.value for info in result.failed)
+            for group in (self._files_of_folders(oids, legacy), oids):
+                if group and not failed:
+                    result = self._repo.cloud.push(self._infos(group, legacy), remote=self.name)
+                    failed |= {info.value for info in result.failed}
         if failed and said:
             raise EnvironmentFailed(f"{self.url}: upload failed: {said[-1]}", hint="git push again: it goes on where it stopped")
-        return PushResult(frozenset(oids) - failed, failed)
+        return PushResult(frozenset(oids - failed), frozenset(failed))
+
+    def _files_of_folders(self, oids: set[str], legacy: set[str] | frozenset[str]) -> set[str]:
+        """Give the objects that the listings among `oids` name."""
+        folders = [oid for oid in oids if oid.endswith(".dir")]
+        return {md5 for oid in folders for _, md5 in self._cache.iter_folder(oid, legacy=oid in legacy)}
 
     def _infos(self, oids: set[str], legacy: set[str] | frozenset[str]) -> list[Any]:
         from dvc_data.hashfile.hash_info import HashInfo
@@ -130,6 +138,14 @@ class Remote:
             EnvironmentFailed: The remote cannot be reached, or refuses.
         """
         result = FetchResult()
+        self._fetch_objects(oids, legacy, result)
+        listed = {oid for oid in result.fetched if oid.endswith(".dir")}
+        absent = {f for f in self._files_of_folders(listed, legacy) if not self._cache.has(f)}
+        if absent:
+            self._fetch_objects(absent, legacy, result)
+        return result
+
+    def _fetch_objects(self, oids: set[str], legacy: set[str] | frozenset[str], result: FetchResult) -> None:
         absent = self.missing(oids, legacy=legacy)
         result.failed.update({oid: f"object {oid[:8]} is not on {self.url}" for oid in absent})
         todo = oids - absent
@@ -139,13 +155,13 @@ class Remote:
         for oid in todo:
             old = oid in legacy
             if not self._cache.has(oid, legacy=old):
-                result.failed[oid] = f"object {oid[:8]} could not be fetched from {self.url}" + (f": {said[-1]}" if said else "")
+                why = f": {said[-1]}" if said else ""
+                result.failed[oid] = f"object {oid[:8]} could not be fetched from {self.url}{why}"
             elif not self._cache.verify(oid, legacy=old):
                 self._cache.path_of(oid, legacy=old).unlink()
                 result.failed[oid] = f"object {oid[:8]} on {self.url} has other bytes than its md5 says"
             else:
                 result.fetched.add(oid)
-        return result
 
     def open_object(self, oid: str) -> BinaryIO:
         """Open an object on the remote for reading by range; nothing is put into the cache.

@@ -175,7 +175,7 @@ class Stager:
         except BadMetadataError as err:
             raise RefusedError(str(err), hint=f"modelver refresh {path}") from err
         if pointer is None:
-            self._stage_pointer_of(path, metadata)
+            self._stage_pointer_of(path, metadata, view)
             return
         if metadata is not None and metadata.pending is not None:
             self._describe_pending(path, pointer)
@@ -199,9 +199,9 @@ class Stager:
                 f"{(pointer.md5 or '?')[:8]}; expected one version",
                 hint=f"modelver add {path}",
             )
-        self._stage_pointer_of(path, metadata)
+        self._stage_pointer_of(path, metadata, view)
 
-    def _stage_pointer_of(self, path: str, metadata: ModelMetadata | None) -> None:
+    def _stage_pointer_of(self, path: str, metadata: ModelMetadata | None, view: IndexView) -> None:
         """Stage the work tree's pointer along with metadata that was staged without it."""
         if metadata is None:
             return
@@ -214,6 +214,7 @@ class Stager:
         self._check_object(path, found[0])
         self.repo.git.stage_blobs({found[0].file: (self.repo.top / found[0].file).read_bytes()})
         self.tracker.staged.append(found[0].file)
+        self._check_table(path, metadata, found[0], view)
 
     def _describe_pending(self, path: str, pointer: Pointer) -> None:
         seen = next(iter(self.keeper.look(only=[path])), None)
@@ -257,9 +258,15 @@ class Stager:
 
     def _check_table(self, path: str, metadata: ModelMetadata, pointer: Pointer, view: IndexView) -> None:
         wanted, table = metadata.model.tensors_digest, view.read(table_path(path))
-        if wanted is not None and (table is None or table_digest(table) != wanted):
-            self.keeper.say(f"{path}: the staged tensor table is not that of the metadata; rebuilt")
-            self._describe_object(path, pointer)
+        if wanted is None or (table is not None and table_digest(table) == wanted):
+            return
+        on_disk = self.repo.work_tree.read(table_path(path))
+        if on_disk is not None and table_digest(on_disk) == wanted:
+            self.repo.git.stage_blobs({table_path(path): on_disk})
+            self.tracker.staged.append(table_path(path))
+            return
+        self.keeper.say(f"{path}: the staged tensor table is not that of the metadata; rebuilt")
+        self._describe_object(path, pointer)
 
     # After the index is complete
 

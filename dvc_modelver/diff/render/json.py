@@ -1,0 +1,1 @@
+def render_json(d): return str(d)

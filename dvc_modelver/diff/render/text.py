@@ -1,0 +1,1 @@
+def render_text(d, **k): return str(d)
