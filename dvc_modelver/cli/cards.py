@@ -20,7 +20,7 @@ from dvc_modelver.checks import Problem
 from dvc_modelver.cli.output import render_table, wants_color
 from dvc_modelver.diff.compare import ModelDiff
 from dvc_modelver.diff.render.json import render_json
-from dvc_modelver.diff.render.text import render_text
+from dvc_modelver.diff.render.text import PLAIN, Palette, render_text
 from dvc_modelver.errors import ModelverError
 from dvc_modelver.metadata import ModelMetadata, TensorTable
 from dvc_modelver.progress import human_bytes
@@ -203,9 +203,8 @@ def diff_text(found: Sequence[ModelDiff], *, all_tensors: bool, color: bool) -> 
     """Give the report of diff for the terminal at hand."""
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    parts = [
-        render_text(d, width=width, color=color and wants_color(), unicode=unicode, all_tensors=all_tensors) for d in found
-    ]
+    palette = Palette() if color and wants_color() else PLAIN
+    parts = [render_text(d, width=width, palette=palette, unicode=unicode, all_tensors=all_tensors) for d in found]
     return "\n".join(parts)
 
 

@@ -1,0 +1,1 @@
+"""Two versions compared: tensors matched, changes measured and classified, then rendered."""

@@ -1,11 +1,266 @@
-"""TEMPORARY stub."""
-from dataclasses import dataclass
+"""Measures what changed between two versions, from their tensor tables; decides everything that is printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from dvc_modelver.diff.classify import Classified, classify
+from dvc_modelver.diff.match import Pair, match_tensors
+from dvc_modelver.fingerprint.estimate import UNDEFINED, Estimate, combine, estimate_rows
+from dvc_modelver.fingerprint.row import TensorRow
+from dvc_modelver.metadata import ModelMetadata, TensorTable
+from dvc_modelver.tensors import is_float
+
+SCHEMA = "modelver.diff/1"
+
+
 @dataclass(frozen=True)
 class Side:
-    path: str; label: str; table: Any; metadata: Any; md5: str; format: str
+    """One version to be compared.
+
+    Attributes:
+        rev: How the user named it; empty when nobody did.
+        table: None for a model that no reader knows.
+        metadata: Gives hyper-parameters, metrics and data; None where only the table is at hand.
+    """
+
+    path: str
+    rev: str
+    table: TensorTable | None
+    metadata: ModelMetadata | None
+    md5: str
+    format: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the side as the contract has it."""
+        return {"rev": self.rev or None, "md5": self.md5 or None, "format": self.format or None}
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """One tensor, or one that is only on one side.
+
+    Attributes:
+        change: ``modified``, ``added``, ``removed``, ``renamed`` or ``unchanged``. A renamed tensor may have
+            changed as well; its numbers say so.
+        measured: Cosine, relative L2 and distance; exact where the bytes are equal.
+        bytes_equal: Whether dtypes and digests are equal.
+    """
+
+    name: str
+    old_name: str | None
+    change: str
+    old: TensorRow | None
+    new: TensorRow | None
+    measured: Estimate = UNDEFINED
+    bytes_equal: bool = False
+
+    @property
+    def cosine(self) -> float | None:
+        """Cosine similarity of the values, in [-1, 1]; None where undefined."""
+        return self.measured.cosine
+
+    @property
+    def relative_l2(self) -> float | None:
+        """``|new - old| / |old|``; None where undefined."""
+        return self.measured.relative_l2
+
+    @property
+    def row(self) -> TensorRow:
+        """The tensor's row on the new side, or on the old one where it was removed."""
+        found = self.new or self.old
+        assert found is not None  # noqa: S101 - a change has at least one side
+        return found
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it counts for the model: optimiser state does not."""
+        return self.row.role != "optimizer"
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether anything but its name changed."""
+        return not (self.bytes_equal and self.old is not None and self.new is not None
+                    and (self.old.dtype, self.old.shape) == (self.new.dtype, self.new.shape))  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the tensor as the contract has it."""
+        return {
+            "name": self.name,
+            "old_name": self.old_name,
+            "change": self.change,
+            "old_shape": list(self.old.shape) if self.old else None,
+            "new_shape": list(self.new.shape) if self.new else None,
+            "old_dtype": self.old.dtype if self.old else None,
+            "new_dtype": self.new.dtype if self.new else None,
+            "cosine": _rounded(self.cosine),
+            "relative_l2": _rounded(self.relative_l2),
+            "max_abs": None,
+            "bytes_equal": self.bytes_equal,
+            "role": self.row.role,
+        }
+
+
+@dataclass(frozen=True)
+class FactChange:
+    """One hyper-parameter, metric or data file that differs; None on a side that does not have it."""
+
+    name: str
+    old: Any
+    new: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the row as the contract has it."""
+        return {"name": self.name, "old": self.old, "new": self.new}
+
+
 @dataclass(frozen=True)
 class ModelDiff:
-    path: str; kind: str; cosine: Any=None; relative_l2: Any=None; tensors_changed: int=0; reason: str=""; hyperparameters: tuple=(); metrics: tuple=(); data: tuple=(); bytes_equal: bool=False
-def compare(old, new):
-    return ModelDiff((new or old).path, "fine-tune")
+    """Everything that a renderer prints.
+
+    Attributes:
+        kind: One of the kinds of change of `classify`.
+        reason: The measured facts that it follows from, in one sentence.
+        cosine: Of all matched parameters as one vector; None where undefined.
+        relative_l2: Likewise.
+        relative_l2_error: Absolute 95 % bound of the error of `relative_l2`; 0 when it is exact.
+        parameters: Numbers of elements: ``old``, ``new`` and ``changed`` (in tensors that changed or are new).
+    """
+
+    path: str
+    old: Side | None
+    new: Side | None
+    kind: str
+    reason: str
+    cosine: float | None
+    relative_l2: float | None
+    relative_l2_error: float | None
+    bytes_equal: bool
+    parameters: Mapping[str, int]
+    tensors: tuple[TensorChange, ...]
+    hyperparameters: tuple[FactChange, ...] = ()
+    metrics: tuple[FactChange, ...] = ()
+    data: tuple[FactChange, ...] = ()
+    exact: bool = field(default=False)
+
+    @property
+    def tensors_changed(self) -> int:
+        """Number of tensors modified, added, removed or renamed, optimiser state apart."""
+        return sum(t.change != "unchanged" for t in self.tensors if t.is_parameter)
+
+    @property
+    def tensors_total(self) -> int:
+        """Number of tensors on both sides together, optimiser state apart."""
+        return sum(t.is_parameter for t in self.tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the model as the contract ``modelver.diff/1`` has it."""
+        return {
+            "path": self.path,
+            "old": self.old.to_dict() if self.old else None,
+            "new": self.new.to_dict() if self.new else None,
+            "kind": self.kind,
+            "exact": self.exact,
+            "cosine": _rounded(self.cosine),
+            "relative_l2": _rounded(self.relative_l2),
+            "relative_l2_error": _rounded(self.relative_l2_error),
+            "bytes_equal": self.bytes_equal,
+            "parameters": dict(self.parameters),
+            "tensors_changed": self.tensors_changed,
+            "tensors_total": self.tensors_total,
+            "hyperparameters": [f.to_dict() for f in self.hyperparameters],
+            "metrics": [f.to_dict() for f in self.metrics],
+            "data": [f.to_dict() for f in self.data],
+            "tensors": [t.to_dict() for t in self.tensors],
+        }
+
+
+def compare(old: Side | None, new: Side | None) -> ModelDiff:
+    """Compare two versions; a side that is None does not exist (the model was added or removed).
+
+    "Did it change?" is answered by digests alone; the numbers are estimates from norms and sketches.
+
+    Raises:
+        ValueError: Both sides are None.
+    """
+    there = new or old
+    if there is None:
+        raise ValueError("two absent sides have nothing to compare")
+    old_rows = old.table.rows if old is not None and old.table is not None else ()
+    new_rows = new.table.rows if new is not None and new.table is not None else ()
+    tensors = tuple(sorted((_measure(p) for p in match_tensors(old_rows, new_rows)), key=lambda t: t.name))
+    bytes_equal = old is not None and new is not None and old.md5 == new.md5
+    whole = combine(t.measured for t in tensors if _is_comparable(t)) if old is not None and new is not None else UNDEFINED
+    facts = _facts(old.metadata if old else None, new.metadata if new else None)
+    kind = _kind(old, new, tensors, whole, bytes_equal=bytes_equal)
+    return ModelDiff(
+        path=there.path, old=old, new=new, kind=kind.kind, reason=kind.reason, cosine=whole.cosine,
+        relative_l2=whole.relative_l2, relative_l2_error=whole.error, bytes_equal=bytes_equal, parameters=_parameters(tensors), tensors=tensors, **facts,
+    )  # fmt: skip
+
+
+def _kind(old: Side | None, new: Side | None, tensors: tuple[TensorChange, ...], whole: Estimate, *,
+          bytes_equal: bool) -> Classified:  # fmt: skip
+    if old is None or new is None:
+        return Classified("added" if old is None else "removed", "only on one side")
+    if bytes_equal:
+        return Classified("identical", "same bytes")
+    if old.table is None or new.table is None:
+        return Classified("unknown", "bytes differ; no reader knows this format")
+    return classify(tensors, whole.cosine, whole.relative_l2, same_container=old.format == new.format)
+
+
+def _measure(pair: Pair) -> TensorChange:
+    old, new = pair.old, pair.new
+    if old is None or new is None:
+        row = old or new
+        assert row is not None  # noqa: S101 - a pair has at least one side
+        return TensorChange(row.name, None, "added" if old is None else "removed", old, new)
+    same = old.digest == new.digest and old.dtype == new.dtype
+    change = "unchanged" if same and old.shape == new.shape else "modified"
+    if pair.how != "name":
+        change = "renamed"
+    old_name = old.name if old.name != new.name else None
+    return TensorChange(new.name, old_name, change, old, new, estimate_rows(old, new), same)
+
+
+def _is_comparable(t: TensorChange) -> bool:
+    """Whether a tensor counts in the model's distance: a floating-point parameter with values on both sides."""
+    return (
+        t.is_parameter and t.old is not None and t.new is not None and t.old.numel == t.new.numel > 0
+        and is_float(t.old.dtype) and is_float(t.new.dtype)
+    )  # fmt: skip
+
+
+def _parameters(tensors: tuple[TensorChange, ...]) -> dict[str, int]:
+    own = [t for t in tensors if t.is_parameter]
+    return {
+        "old": sum(t.old.numel for t in own if t.old is not None),
+        "new": sum(t.new.numel for t in own if t.new is not None),
+        "changed": sum(t.new.numel for t in own if t.new is not None and t.is_moved),
+    }
+
+
+def _facts(old: ModelMetadata | None, new: ModelMetadata | None) -> dict[str, tuple[FactChange, ...]]:
+    a, b = (old.training if old else None), (new.training if new else None)
+    pairs: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+        "hyperparameters": ((a.hyperparameters if a else None) or {}, (b.hyperparameters if b else None) or {}),
+        "metrics": ((a.metrics if a else None) or {}, (b.metrics if b else None) or {}),
+        "data": (
+            {str(d.get("path")): d.get("md5") for d in (a.data if a else None) or ()},
+            {str(d.get("path")): d.get("md5") for d in (b.data if b else None) or ()},
+        ),
+    }
+    return {
+        kind: tuple(FactChange(n, x.get(n), y.get(n)) for n in dict.fromkeys([*x, *y]) if x.get(n) != y.get(n))
+        for kind, (x, y) in pairs.items()
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.9g}")
+
+

@@ -102,7 +102,9 @@ class NpzReader(FileReader):
             try:
                 self._archive = zipfile.ZipFile(cast("IO[bytes]", self._file))
             except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as err:
-                raise _bad(self.name, f"no readable zip archive ({quote(str(err))}), expected an .npz file") from err
+                raise _bad(
+                    self.name, f"no readable zip archive ({quote(str(err))}), expected an .npz file"
+                ) from err
             _check_archive(self._archive.infolist(), n_bytes, self.name)
             members = [self._read_member(info) for info in self._archive.infolist()]
         except BaseException:
@@ -177,10 +179,18 @@ class NpzReader(FileReader):
         spec = TensorSpec(info.filename.removesuffix(".npy"), _DTYPES[code], shape)
         if info.file_size - n_header_bytes != spec.nbytes:
             found = info.file_size - n_header_bytes
-            raise _bad(where, f"holds {found} bytes of values, expected {spec.nbytes} for {spec.dtype} {quote(shape)}")
+            raise _bad(
+                where,
+                f"holds {found} bytes of values, expected {spec.nbytes} for {spec.dtype} {quote(shape)}",
+            )
         item_bytes = int(code[1:])
         return _Member(
-            info, spec, n_header_bytes, item_bytes, order == ">" and item_bytes > 1, is_fortran and len(shape) > 1
+            info,
+            spec,
+            n_header_bytes,
+            item_bytes,
+            order == ">" and item_bytes > 1,
+            is_fortran and len(shape) > 1,
         )
 
 
@@ -241,7 +251,9 @@ def _check_archive(infos: list[zipfile.ZipInfo], n_file_bytes: int, name: str) -
             raise _bad(where, f"is compressed by method {info.compress_type}, expected stored or deflated")
         ratio = _DEFLATE_LIMIT if info.compress_type == zipfile.ZIP_DEFLATED else 1
         if info.file_size > info.compress_size * ratio:
-            raise _bad(where, f"declares {info.file_size} bytes, which its {info.compress_size} stored cannot hold")
+            raise _bad(
+                where, f"declares {info.file_size} bytes, which its {info.compress_size} stored cannot hold"
+            )
         n_stored_bytes += info.compress_size
         if n_stored_bytes > n_file_bytes:
             raise _bad(where, "overlaps other members: together they are larger than the file")
@@ -276,8 +288,15 @@ def _parse_npy_header(text: bytes, where: str) -> tuple[str, bool, tuple[int, ..
     descr, is_fortran, shape = header["descr"], header["fortran_order"], header["shape"]
     if isinstance(descr, list):
         raise _bad(where, "has a structured dtype, expected numbers")
-    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=].{1,20}", descr) or not isinstance(is_fortran, bool):
-        raise _bad(where, f"has descr {quote(descr)} and fortran_order {quote(is_fortran)}, expected a dtype and a bool")
+    if (
+        not isinstance(descr, str)
+        or not re.fullmatch(r"[<>|=].{1,20}", descr)
+        or not isinstance(is_fortran, bool)
+    ):
+        raise _bad(
+            where,
+            f"has descr {quote(descr)} and fortran_order {quote(is_fortran)}, expected a dtype and a bool",
+        )
     if not isinstance(shape, tuple) or not all(type(axis) is int for axis in shape):
         raise _bad(where, f"has shape {quote(shape)}, expected a tuple of integers")
     return descr, is_fortran, shape

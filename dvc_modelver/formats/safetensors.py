@@ -85,11 +85,14 @@ class SafetensorsReader(FileReader):
     def _read_header(self) -> None:
         n_file_bytes = measure(self._file)
         if n_file_bytes < 8:
-            raise _bad(self.name, f"found {n_file_bytes} bytes, expected at least the 8 of the header's length")
+            raise _bad(
+                self.name, f"found {n_file_bytes} bytes, expected at least the 8 of the header's length"
+            )
         length = int.from_bytes(read_exactly(self._file, 0, 8, self.name), "little")
         if length > MAX_HEADER_BYTES:
             raise _bad(
-                self.name, f"the header's length is {length}, expected at most {MAX_HEADER_BYTES} in a safetensors file"
+                self.name,
+                f"the header's length is {length}, expected at most {MAX_HEADER_BYTES} in a safetensors file",
             )
         if length > n_file_bytes - 8:
             raise _bad(self.name, f"ended early, found {n_file_bytes - 8} bytes of a header of {length}")

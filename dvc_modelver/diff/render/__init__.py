@@ -1,0 +1,1 @@
+"""Renderers: they print what `compare` decided, and decide nothing."""

@@ -1,0 +1,113 @@
+"""Names the kind of a change, from measurements only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dvc_modelver.tensors import is_float
+
+if TYPE_CHECKING:
+    from dvc_modelver.diff.compare import TensorChange
+
+KINDS = (
+    "identical", "metadata-only", "conversion", "scaled", "head", "partial", "fine-tune", "retrained",
+    "architecture", "added", "removed", "unknown",
+)  # fmt: skip
+"""All kinds; the last three are for a model on one side only, and for one that no reader knows."""
+
+ROUNDING = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24, "F8_E4M3": 2**-4, "F8_E5M2": 2**-3}
+"""Largest relative rounding error of a cast to each dtype (half a unit in the last place)."""
+RETRAINED_COSINE = 0.5
+"""Below this the weights point elsewhere; between releases trained anew it is near 0."""
+UNCHANGED_SHARE = 0.05
+"""A larger share of untouched parameters is a partial change; constants and buffers stay below it."""
+SCALED_ONE_MINUS_COSINE = 1e-10
+
+_HEAD = re.compile(
+    r"(^|[._/])(head|lm_head|classifier|cls|fc|logits|output|out|score|pooler|top|predictions?)([._/\d]|$)",
+    re.IGNORECASE,
+)
+_LAYER = re.compile(r"^(?P<prefix>.*?)(?<![^._/])(?P<index>\d+)(?=[._/])")
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A kind, and the measured facts it follows from in one sentence."""
+
+    kind: str
+    reason: str
+
+
+def classify(
+    tensors: Sequence[TensorChange], cosine: float | None, relative_l2: float | None, *, same_container: bool
+) -> Classified:
+    """Name the kind of change between two versions whose bytes differ.
+
+    Args:
+        tensors: All tensors of both sides.
+        cosine: Of the whole model; None where undefined.
+        relative_l2: Likewise.
+        same_container: Whether both files have the same format.
+    """
+    own = [t for t in tensors if t.is_parameter]
+    moved = [t for t in own if t.is_moved]
+    added = sum(t.change == "added" for t in own)
+    removed = sum(t.change == "removed" for t in own)
+    reshaped = sum(t.old is not None and t.new is not None and t.old.shape != t.new.shape for t in own)
+    renamed = sum(t.change == "renamed" for t in own)
+    if added or removed or reshaped:
+        parts = [f"{n} {word}" for n, word in ((added, "added"), (removed, "removed"), (reshaped, "of another shape")) if n]
+        return Classified("architecture", f"tensors {', '.join(parts)}")
+    if not moved:
+        if same_container and not renamed:
+            return Classified("metadata-only", f"all {len(own)} tensors have the same bytes; the file differs around them")
+        what = f"{renamed} renamed" if renamed else "another container"
+        return Classified("conversion", f"all {len(own)} tensors have the same bytes; {what}")
+    if all(_is_cast(t) for t in moved):
+        old, new = moved[0].old, moved[0].new
+        dtypes = f"{old.dtype} to {new.dtype}" if old is not None and new is not None else "dtypes"
+        return Classified("conversion", f"{len(moved)} tensors cast from {dtypes}, within rounding")
+    l2 = f"relative L2 {relative_l2:.3g}" if relative_l2 is not None else "distance undefined"
+    if all(_is_scaled(t) for t in moved):
+        return Classified("scaled", f"{_counted(moved, own)} kept their direction and changed their norm; {l2}")
+    still = [t for t in own if not t.is_moved and is_float(t.row.dtype)]
+    total = sum(t.row.numel for t in own if is_float(t.row.dtype))
+    share = sum(t.row.numel for t in still) / total if total else 0.0
+    if still and len(moved) * 2 <= len(own) and _is_head(moved, own):
+        return Classified("head", f"only the last layers moved: {_counted(moved, own)}; {l2}")
+    if share > UNCHANGED_SHARE:
+        return Classified("partial", f"{_counted(moved, own)} moved, {share:.0%} of the parameters did not; {l2}")
+    if cosine is not None and cosine < RETRAINED_COSINE:
+        return Classified("retrained", f"same architecture, cosine {cosine:.3f}; {_counted(moved, own)} moved")
+    return Classified("fine-tune", f"{_counted(moved, own)} moved; {l2}")
+
+
+def _counted(moved: Sequence[TensorChange], own: Sequence[TensorChange]) -> str:
+    return f"all {len(own)} tensors" if len(moved) == len(own) else f"{len(moved)} of {len(own)} tensors"
+
+
+def _is_cast(t: TensorChange) -> bool:
+    if t.old is None or t.new is None or t.old.dtype == t.new.dtype or t.relative_l2 is None:
+        return False
+    return t.relative_l2 <= max(ROUNDING.get(t.old.dtype, 0.0), ROUNDING.get(t.new.dtype, 0.0))
+
+
+def _is_scaled(t: TensorChange) -> bool:
+    return t.cosine is not None and 1 - t.cosine < SCALED_ONE_MINUS_COSINE and bool(t.relative_l2)
+
+
+def _is_head(moved: Sequence[TensorChange], own: Sequence[TensorChange]) -> bool:
+    """Whether what moved is called a head, or lies in the last two numbered layers of its stack."""
+    last: dict[str, int] = {}
+    for t in own:
+        if found := _LAYER.match(t.name):
+            last[found["prefix"]] = max(last.get(found["prefix"], 0), int(found["index"]))
+    for t in moved:
+        found = _LAYER.match(t.name)
+        deep = found is not None and last[found["prefix"]] >= 3 and int(found["index"]) >= last[found["prefix"]] - 1
+        if not deep and not _HEAD.search(t.name):
+            return False
+    return True
