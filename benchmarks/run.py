@@ -39,7 +39,10 @@ def make_model(path: Path, mb: float, seed: int, base: Path | None = None) -> No
         from safetensors.numpy import load_file
 
         weights = load_file(base)
-        moved = {k: w + rng.standard_normal(w.shape, dtype=np.float32) * np.float32(1e-3 * w.std()) for k, w in weights.items()}
+        moved = {
+            k: w + rng.standard_normal(w.shape, dtype=np.float32) * np.float32(1e-3 * w.std())
+            for k, w in weights.items()
+        }
         save_file(moved, path)
         return
     width = max(64, round((mb * 1e6 / 4 / 184) ** 0.5 / 64) * 64)
@@ -48,7 +51,10 @@ def make_model(path: Path, mb: float, seed: int, base: Path | None = None) -> No
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
 
-    weights = {"model.embed_tokens.weight": normal(20 * width, width), "lm_head.weight": normal(20 * width, width)}
+    weights = {
+        "model.embed_tokens.weight": normal(20 * width, width),
+        "lm_head.weight": normal(20 * width, width),
+    }
     for i in range(layers):
         at = f"model.layers.{i}."
         weights |= {f"{at}self_attn.{p}_proj.weight": normal(width, width) for p in "qkvo"}
@@ -73,11 +79,14 @@ class Tool:
 
 
 GIT = "git init -q -b main . && git init -q --bare {remote}.git && git remote add origin {remote}.git"
-DVC = GIT + " && dvc init -q && dvc config core.analytics false && dvc remote add -q -d store {remote} && git add . && git commit -q -m init"
+DVC = (
+    GIT
+    + " && dvc init -q && dvc config core.analytics false && dvc remote add -q -d store {remote} && git add . && git commit -q -m init"
+)
 TOOLS = [
     Tool(
         "modelver",
-        GIT + " && modelver init --remote {remote} > /dev/null && git add . && git commit -q -m init",
+        GIT + " && modelver init --remote {remote} > /dev/null" + INIT,
         f"git add {MODEL} && git commit -q -m one",
         "git commit -q -am two",
     ),
@@ -89,12 +98,7 @@ TOOLS = [
         checkout="git checkout -q {rev} && dvc checkout -q",
         push="dvc push -q && git push -q origin HEAD:refs/heads/main",
     ),
-    Tool(
-        "git-lfs",
-        GIT + f" && git lfs install --local > /dev/null && git lfs track {MODEL} > /dev/null && git add . && git commit -q -m init",
-        f"git add {MODEL} && git commit -q -m one",
-        "git commit -q -am two",
-    ),
+    Tool("git-lfs", LFS, f"git add {MODEL} && git commit -q -m one", "git commit -q -am two"),
 ]
 
 
@@ -130,7 +134,9 @@ class Peak(threading.Thread):
 def timed(command: str, folder: Path, env: dict[str, str], into: Measured | None) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    process = subprocess.Popen(["sh", "-ec", command], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        ["sh", "-ec", command], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     peak = Peak(process.pid)
     peak.start()
     _, err = process.communicate()
@@ -154,14 +160,26 @@ def run_once(tool: Tool, versions: list[Path], scratch: Path, results: dict[str,
     repo, remote, home = scratch / "repo", scratch / "remote", scratch / "home"
     repo.mkdir(parents=True)
     home.mkdir()
-    (home / ".gitconfig").write_text("[user]\nname = b\nemail = b@x\n[advice]\ndetachedHead = false\n[core]\npager = cat\n")
+    (home / ".gitconfig").write_text(
+        "[user]\nname = b\nemail = b@x\n[advice]\ndetachedHead = false\n[core]\npager = cat\n"
+    )
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    env |= {"HOME": str(home), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(home / "dvc"), "GIT_CONFIG_NOSYSTEM": "1"}
+    env |= {
+        "HOME": str(home),
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
 
     def step(name: str | None, command: str, times: int = 1) -> None:
         for _ in range(times):
-            timed(command.format(remote=remote, rev="HEAD~1"), repo, env, results.setdefault(name, Measured()) if name else None)
+            timed(
+                command.format(remote=remote, rev="HEAD~1"),
+                repo,
+                env,
+                results.setdefault(name, Measured()) if name else None,
+            )
 
     def put(version: Path) -> None:
         shutil.copy2(version, repo / MODEL)
@@ -228,7 +246,9 @@ def main() -> None:
     extra: Callable[[str], float] = lambda n: 1000 * statistics.median(ours[n].wall_s)  # noqa: E731
     print(f"\na commit without models costs {extra('commit other') - extra(BARE):.0f} ms more than without our hooks")
     if args.out:
-        args.out.write_text(json.dumps({t: {s: vars(m) for s, m in steps.items()} for t, steps in results.items()}, indent=1))
+        args.out.write_text(
+            json.dumps({t: {s: vars(m) for s, m in steps.items()} for t, steps in results.items()}, indent=1)
+        )
 
 
 if __name__ == "__main__":

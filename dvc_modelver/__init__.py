@@ -36,8 +36,29 @@ if TYPE_CHECKING:
 
 
 _VERBS = frozenset(
-    "add check describe_file diff doctor fsck init install list_models load log mv pull push refresh rm rollback "
-    "show status tag uninstall".split()
+    [
+        "add",
+        "check",
+        "describe_file",
+        "diff",
+        "doctor",
+        "fsck",
+        "init",
+        "install",
+        "list_models",
+        "load",
+        "log",
+        "mv",
+        "pull",
+        "push",
+        "refresh",
+        "rm",
+        "rollback",
+        "show",
+        "status",
+        "tag",
+        "uninstall",
+    ]
 )
 
 

@@ -104,7 +104,11 @@ def _check_raw(repo: Repository, view: CommitView, path: str, add: _Add) -> None
     fix = f"git rm --cached {path} && git add {path} && git commit --amend --no-edit"
     if size <= MAX_GATE_BYTES:
         if find_gate(repo.objects.read_blob(oid)) is not None:
-            add(path, f"{path}: a gate pointer was committed, expected a .dvc pointer (pre-commit did not run)", fix)
+            add(
+                path,
+                f"{path}: a gate pointer was committed, expected a .dvc pointer (pre-commit did not run)",
+                fix,
+            )
     elif size > repo.settings.raw_max_bytes and not _was_raw_before(repo, view.commit, path):
         limit = human_bytes(repo.settings.raw_max_bytes)
         add(path, f"{path}: raw weights of {human_bytes(size)} in Git, expected a pointer above {limit}", fix)
@@ -132,11 +136,18 @@ def _check_model(repo: Repository, view: CommitView, path: str, pointer: Pointer
     if metadata.pending is not None:
         add(path, f"{path}: metadata is pending, expected a description of the weights", fix)
     elif pointer is None:
-        add(path, f"{path}: metadata without a pointer, expected {path}.dvc or an output of dvc.lock", f"modelver add {path}")
+        add(
+            path,
+            f"{path}: metadata without a pointer, expected {path}.dvc or an output of dvc.lock",
+            f"modelver add {path}",
+        )
     elif pointer.md5 != metadata.md5:
-        add(path, f"{path}: metadata of {metadata.md5[:8]}, pointer to {(pointer.md5 or '?')[:8]}; expected one object", fix)
+        add(
+            path,
+            f"{path}: metadata of {metadata.md5[:8]}, pointer to {(pointer.md5 or '?')[:8]}; expected one object",
+            fix,
+        )
     elif metadata.model.tensors_digest is not None:
         table = view.read(table_path(path))
         if table is None or table_digest(table) != metadata.model.tensors_digest:
             add(path, f"{table_path(path)}: not the table that the metadata names", fix)
-

@@ -250,7 +250,11 @@ class ModelMetadata:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the document with its keys in the order of the contract."""
-        out: dict[str, Any] = {"schema": self.schema, "model": self.model.to_dict(), "version": self.version.to_dict()}
+        out: dict[str, Any] = {
+            "schema": self.schema,
+            "model": self.model.to_dict(),
+            "version": self.version.to_dict(),
+        }
         if self.pending is not None:
             out["pending"] = self.pending
         if self.change is not None:
@@ -333,9 +337,7 @@ def _parse_json(text: bytes, where: str, limit: int) -> Any:
         raise BadMetadataError(f"{where}: not JSON ({detail})", hint="modelver refresh PATH rebuilds it") from err
 
 
-def describe_tensors(
-    reader: Reader, md5: str, *, progress: Callable[[int], None] | None = None
-) -> TensorTable:
+def describe_tensors(reader: Reader, md5: str, *, progress: Callable[[int], None] | None = None) -> TensorTable:
     """Fingerprint every tensor that `reader` offers.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import posixpath
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,21 @@ from dvc_modelver.store.pointers import Pointer, read_lock_stage
 ReadFile = Callable[[str], bytes | None]
 """Gives the bytes of a path of one work tree or revision; None where there is no such file."""
 
-CODE_SUFFIXES = (".py", ".ipynb", ".sh", ".r", ".jl", ".c", ".cc", ".cpp", ".cu", ".yaml", ".yml", ".toml", ".cfg")
+CODE_SUFFIXES = (
+    ".py",
+    ".ipynb",
+    ".sh",
+    ".r",
+    ".jl",
+    ".c",
+    ".cc",
+    ".cpp",
+    ".cu",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".cfg",
+)
 MAX_VALUES = 500
 
 
@@ -48,10 +63,14 @@ def _stage_facts(read: ReadFile, pointer: Pointer) -> TrainingFacts:
     stage = read_lock_stage(text, pointer.stage)
     params: dict[str, Any] = {}
     for file, values in stage.params.items():
-        for name, value in _flatten(values):
+        for name, value in flatten(values):
             params[f"{file}:{name}" if name in params else name] = value
     data = [
-        {"path": dep.path, **({"md5": dep.md5} if dep.md5 else {}), **({"bytes": dep.size} if dep.size else {})}
+        {
+            "path": dep.path,
+            **({"md5": dep.md5} if dep.md5 else {}),
+            **({"bytes": dep.size} if dep.size else {}),
+        }
         for dep in stage.deps
         if not dep.path.lower().endswith(CODE_SUFFIXES)
     ]
@@ -103,7 +122,7 @@ def _read_yaml(read: ReadFile, path: str) -> Mapping[str, Any]:
 def _read_all(read: ReadFile, paths: list[str] | tuple[str, ...]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path in paths:
-        for name, value in _flatten(_read_values(read, path)):
+        for name, value in flatten(_read_values(read, path)):
             if len(values) >= MAX_VALUES:
                 break
             values[name] = value
@@ -126,16 +145,21 @@ def _read_values(read: ReadFile, path: str) -> Mapping[str, Any]:
     return data if isinstance(data, Mapping) else {}
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Give dotted names and their scalars; short lists of scalars are values, other lists are left out."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flatten(value, name + ".")
-        elif isinstance(value, (str, int, float, bool)) and value == value and value not in (float("inf"), -float("inf")):
+            yield from flatten(value, name + ".")
+        elif (isinstance(value, (str, int, float, bool)) and is_finite(value)) or (
+            isinstance(value, list) and len(value) <= 16 and all(isinstance(v, (str, int, float, bool)) for v in value)
+        ):
             yield name, value
-        elif isinstance(value, list) and len(value) <= 16 and all(isinstance(v, (str, int, float, bool)) for v in value):
-            yield name, value
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value can stand in JSON: any text, and numbers that are neither NaN nor infinite."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _is_number(value: object) -> bool:

@@ -283,13 +283,18 @@ class Repository:
         named = [m for m in models if m.name == name_or_path]
         if len(named) > 1:
             paths = ", ".join(m.path for m in named)
-            raise UsageError(f"{name_or_path}: names {len(named)} models ({paths}), expected one", hint=f"modelver show {named[0].path}")
+            raise UsageError(
+                f"{name_or_path}: names {len(named)} models ({paths}), expected one",
+                hint=f"modelver show {named[0].path}",
+            )
         if not named:
             path = self.repo_path(name_or_path)
             path = path.removesuffix(METADATA_SUFFIX).removesuffix(".dvc") if path else name_or_path
             named = [m for m in models if m.path in (path, name_or_path)]
         if not named:
-            raise NotFoundError(f"{name_or_path}: no such model in the {view.label}", hint=_nearest(name_or_path, models))
+            raise NotFoundError(
+                f"{name_or_path}: no such model in the {view.label}", hint=_nearest(name_or_path, models)
+            )
         return named[0]
 
     def name_of(self, view: View, path: str, metadata: ModelMetadata | None) -> str:
@@ -317,7 +322,10 @@ class Repository:
 
     def new_name(self, view: View, path: str) -> str:
         """Choose a name: the stem, with its folder in front when the stem is taken or says nothing."""
-        stem, folder = _speakable(posixpath.basename(path).split(".")[0]), posixpath.basename(posixpath.dirname(path))
+        stem, folder = (
+            _speakable(posixpath.basename(path).split(".")[0]),
+            posixpath.basename(posixpath.dirname(path)),
+        )
         taken = set()
         for other in view.paths(lambda p: p.endswith(METADATA_SUFFIX) and p != metadata_path(path)):
             try:

@@ -112,7 +112,9 @@ def _upload_group(repo: Repository, root: Path, name: str | None, items: list[Wa
     result = remote.push({i.md5 for i in todo}, legacy={i.md5 for i in todo if i.pointer.legacy})
     if result.failed:
         names = ", ".join(f"{i.path} ({i.md5[:8]})" for i in todo if i.md5 in result.failed)
-        raise EnvironmentFailed(f"{remote.url}: could not upload {names}", hint="git push again: it goes on where it stopped")
+        raise EnvironmentFailed(
+            f"{remote.url}: could not upload {names}", hint="git push again: it goes on where it stopped"
+        )
     return Upload(remote.url, tuple(i.md5 for i in todo), present)
 
 
@@ -171,7 +173,9 @@ def fetch(repo: Repository, wanted: Iterable[Wanted], say: Say, *, max_bytes: in
             continue
         for item in items:
             if item.md5 in result.failed or not repo.cache(item.pointer.file).has(item.md5, legacy=item.pointer.legacy):
-                done.failed[item.md5] = result.failed.get(item.md5) or f"{item.path}: object {item.md5[:8]} is not on {remote.url}"
+                done.failed[item.md5] = (
+                    result.failed.get(item.md5) or f"{item.path}: object {item.md5[:8]} is not on {remote.url}"
+                )
             else:
                 done.md5s.add(item.md5)
     return done
@@ -186,5 +190,3 @@ def known_refs(remote: str, remote_oid: str) -> list[str]:
     """
     known = [f"--remotes={remote}"] if "/" not in remote and ":" not in remote else []
     return known if remote_oid == ZERO_OID else [*known, remote_oid]
-
-

@@ -43,20 +43,23 @@ run "modelver log digits"
 
 say "Only the output layer changes: the weights are written by hand, outside the pipeline"
 cat > "$demo/head.py" <<'PY'
+import numpy as np
 from safetensors.numpy import load_file, save_file
 
 tensors = load_file("models/digits.safetensors")
-tensors["head.weight"] = tensors["head.weight"] * 0.99
+noise = np.random.default_rng(1).standard_normal(tensors["head.weight"].shape, dtype=np.float32)
+tensors["head.weight"] += 0.01 * tensors["head.weight"].std() * noise
 save_file(tensors, "models/digits.safetensors")
 PY
 run "python $demo/head.py"
 run "git diff -- models/digits.safetensors.modelver.tensors"
-run "modelver add --accept models/digits.safetensors && git commit -q -m 'softer head'"
+run "modelver add --accept models/digits.safetensors && git commit -q -m 'noise on the head'"
 run "git push -q --follow-tags"
 
 say "Roll back: weights, pointer and metadata together, staged"
 sha256sum models/digits.safetensors > "$demo/before"
 run "modelver rollback digits v1.0.0"
+run "git checkout digits@v1.0.0 -- params.yaml metrics.json"
 run "git commit -q -m 'back to v1.0.0' && git push -q"
 run "modelver show digits"
 

@@ -37,9 +37,17 @@ class Sandbox:
 
     path: Path
 
-    def run(self, *argv: str, ok: bool = True, env: dict[str, str] | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *argv: str, ok: bool = True, env: dict[str, str] | None = None, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            argv, cwd=self.path, env=os.environ | (env or {}), capture_output=True, text=True, check=False, input=stdin
+            argv,
+            cwd=self.path,
+            env=os.environ | (env or {}),
+            capture_output=True,
+            text=True,
+            check=False,
+            input=stdin,
         )
         if ok:
             assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -50,11 +58,27 @@ class Sandbox:
         return done.stdout if ok else done.stdout + done.stderr
 
     def modelver(self, *args: str, ok: bool = True, **env: str) -> str:
-        done = self.run(sys.executable, "-P", "-c", "import sys; from dvc_modelver.cli import main; sys.exit(main())", *args, ok=ok, env=env)
+        done = self.run(
+            sys.executable,
+            "-P",
+            "-c",
+            "import sys; from dvc_modelver.cli import main; sys.exit(main())",
+            *args,
+            ok=ok,
+            env=env,
+        )
         return done.stdout if ok else done.stdout + done.stderr
 
     def exit_code(self, *args: str, **env: str) -> int:
-        return self.run(sys.executable, "-P", "-c", "import sys; from dvc_modelver.cli import main; sys.exit(main())", *args, ok=False, env=env).returncode
+        return self.run(
+            sys.executable,
+            "-P",
+            "-c",
+            "import sys; from dvc_modelver.cli import main; sys.exit(main())",
+            *args,
+            ok=False,
+            env=env,
+        ).returncode
 
     def dvc(self, *args: str, ok: bool = True) -> str:
         done = self.run(sys.executable, "-P", "-m", "dvc", *args, ok=ok)

@@ -64,7 +64,7 @@ def _names_model(repo: Repository, text: str) -> bool:
     """Whether an argument names a model's version; a tag like ``digits@v1.0.0`` does, though Git resolves it."""
     name, version, stage = split_reference(text)
     if version or stage:
-        return any(m.name == name or m.path == name for m in repo.models(repo.work_tree)) or not _is_rev(repo, text)
+        return any(name in (m.name, m.path) for m in repo.models(repo.work_tree)) or not _is_rev(repo, text)
     if _is_rev(repo, text):
         return False
     try:
@@ -81,7 +81,7 @@ def _compare_versions(repo: Repository, old: str | None, new: str | None) -> Mod
     second = _select_side(repo, new, like=first) if new is not None else None
     if first is None and second is not None:
         first = Selected(second.model, second.metadata, "", "")
-    assert first is not None  # noqa: S101 - one of the two names a model
+    assert first is not None
     old_side = _selected_side(repo, first)
     if second is not None:
         return compare(old_side, _selected_side(repo, second))
@@ -131,8 +131,8 @@ def _chosen(before: dict[str, TrackedModel], after: dict[str, TrackedModel], wan
         return everything
     names = {m.name: m.path for m in (*before.values(), *after.values())}
     chosen = []
-    for want in wanted:
-        want = names.get(want, want)
+    for word in wanted:
+        want = names.get(word, word)
         fits = [p for p in everything if p == want or p.startswith(want.rstrip("/") + "/") or want in ("", ".")]
         if not fits:
             raise NotFoundError(f"{want}: no such model in either", hint="modelver list")
@@ -186,5 +186,3 @@ def _file_side(given: str) -> Side:
     if contents.warning:
         raise UsageError(contents.warning)
     return Side(given, given, contents.table, None, contents.hashes.md5, contents.format)
-
-

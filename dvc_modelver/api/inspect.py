@@ -56,7 +56,9 @@ def status(folder: Path | None = None) -> list[ModelStatus]:
         found.append(ModelStatus(path, "hidden", f"ignored by {rule}", f"modelver add {path}"))
     if repo.head is not None and repo.git.text("remote"):
         for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
-            found.append(ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push"))
+            found.append(
+                ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
+            )
     return sorted(found, key=lambda s: (s.path, s.state))
 
 
@@ -76,7 +78,12 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None) -> ModelStatu
         case Action.MISSING:
             return ModelStatus(path, "missing", "no file on disk", f"modelver pull {path}")
         case Action.CONFLICT:
-            return ModelStatus(path, "conflict", "weights and metadata both moved", f"modelver add {path}; or modelver pull --force {path}")
+            return ModelStatus(
+                path,
+                "conflict",
+                "weights and metadata both moved",
+                f"modelver add {path}; or modelver pull --force {path}",
+            )
         case _:
             pass
     if staged is None or model.metadata.md5.encode() not in staged:
@@ -126,7 +133,13 @@ class Fsck:
     hints: list[str] = field(default_factory=list)
 
 
-def fsck(*, remote: bool = False, everything: bool = False, say: Say = lambda _line: None, folder: Path | None = None) -> Fsck:
+def fsck(
+    *,
+    remote: bool = False,
+    everything: bool = False,
+    say: Say = lambda _line: None,
+    folder: Path | None = None,
+) -> Fsck:
     """Prove that the objects which commits name are there and are what they say.
 
     Args:
@@ -216,7 +229,11 @@ def show(reference: str, *, folder: Path | None = None) -> Shown:
     chosen = select(repo, reference)
     view = repo.at(chosen.commit) if chosen.commit else repo.work_tree
     entry = read_artifacts(repo.work_tree.read, "").get(chosen.model.name, {})
-    versions = {v.metadata.md5: v.commit for v in iter_versions(repo.git, repo.objects, chosen.model.path, "--all")} if repo.head else {}
+    versions = (
+        {v.metadata.md5: v.commit for v in iter_versions(repo.git, repo.objects, chosen.model.path, "--all")}
+        if repo.head
+        else {}
+    )
     tags = tuple(
         tag for tag in read_tags(repo.git, chosen.model.name)
         if _md5_at(repo, tag.commit, chosen.model.path) == chosen.metadata.md5

@@ -94,7 +94,9 @@ def _pointer_at(repo: Repository, commit: str, model: TrackedModel) -> Pointer:
     for pointer in repo.pointers(view):
         if pointer.path == model.path:
             return pointer
-    raise NotFoundError(f"{commit[:8]}: has metadata of {model.path} but no pointer", hint=f"git show --stat {commit[:8]}")
+    raise NotFoundError(
+        f"{commit[:8]}: has metadata of {model.path} but no pointer", hint=f"git show --stat {commit[:8]}"
+    )
 
 
 def is_file_argument(text: str) -> bool:

@@ -46,8 +46,9 @@ def guarded(module: str, fallback: str) -> str:
     """
     python, probe = hooks.shell_quoted(sys.executable), hooks.shell_quoted(PROBE)
     return (
-        f"f() {{ if [ -x {python} ] && [ -r {probe} ]; then {python} -P -m dvc_modelver.drivers.{module} \"$@\"; "
-        f'elif command -v modelver >/dev/null 2>&1; then modelver driver {module} "$@"; else false; fi || {{ {fallback}; }}; }}; f'
+        f'f() {{ if [ -x {python} ] && [ -r {probe} ]; then {python} -P -m dvc_modelver.drivers.{module} "$@"; '
+        f'elif command -v modelver >/dev/null 2>&1; then modelver driver {module} "$@"; else false; fi '
+        f"|| {{ {fallback}; }}; }}; f"
     )
 
 
@@ -83,7 +84,8 @@ def init(path: str | Path = ".", *, remote: str | None = None, fsmonitor: bool |
     """Make `path` a Git + DVC repository that looks after models; what is there already is kept.
 
     Args:
-        path: A folder; made when it is not there.
+        path: A folder; made when it is not there. One that is empty becomes a repository of its own, even
+            inside another; else the repository around it is used.
         remote: A local path, or any URL that DVC knows; becomes DVC's default remote.
         fsmonitor: See `install`.
 
@@ -95,12 +97,10 @@ def init(path: str | Path = ".", *, remote: str | None = None, fsmonitor: bool |
     if not folder.is_dir():
         folder.mkdir(parents=True)
         steps.append(Step("folder", str(folder)))
-    try:
+    layout = _find_or_make_repository(folder)
+    if isinstance(layout, Step):
+        steps.append(layout)
         layout = find_layout(folder)
-    except UsageError:
-        Git(folder).run("init", "--quiet")
-        layout = find_layout(folder)
-        steps.append(Step("Git repository", str(layout.git_dir)))
     root = find_dvc_root(folder.resolve(), layout.top)
     if root is None:
         root = layout.top
@@ -112,6 +112,18 @@ def init(path: str | Path = ".", *, remote: str | None = None, fsmonitor: bool |
         write_file(layout.top / SETTINGS_FILE, read_template("modelver.toml").encode())
         steps.append(Step("settings, all defaults", str(layout.top / SETTINGS_FILE)))
     return steps + install(layout.top, fsmonitor=fsmonitor)
+
+
+def _find_or_make_repository(folder: Path) -> Layout | Step:
+    """Give the repository around a folder, or make one: an empty folder becomes one of its own, as with git init."""
+    try:
+        layout = find_layout(folder)
+        if any(folder.iterdir()) or layout.top.samefile(folder):
+            return layout
+    except UsageError:
+        pass
+    Git(folder).run("init", "--quiet")
+    return Step("Git repository", str(folder / ".git"))
 
 
 def _run_dvc(folder: Path, *args: str) -> None:
@@ -186,7 +198,11 @@ def _set_fsmonitor(git: Git, wanted: bool | None) -> Step:
         changed = ours and config.unset_local(git, FSMONITOR)
         return Step("no fsmonitor hook: after training, run modelver add -u", FSMONITOR, changed)
     if now is not None and not ours and now.value not in ("false", ""):
-        return Step(f"left as it is ({now.value!r} in {now.origin}): after training, run modelver add -u", FSMONITOR, False)
+        return Step(
+            f"left as it is ({now.value!r} in {now.origin}): after training, run modelver add -u",
+            FSMONITOR,
+            False,
+        )
     config.set_local(git, "core.fsmonitorHookVersion", "2")
     return Step("git status sees retrained models", FSMONITOR, config.set_local(git, FSMONITOR, fsmonitor_line()))
 
@@ -298,7 +314,9 @@ def _check_hooks(repo: Repository) -> list[Finding]:
         if not hooks.is_ours(file):
             found.append(Finding(name, "not installed", str(file), "our hook is not there", "modelver install"))
         elif file.read_bytes() != wanted:
-            found.append(Finding(name, "of another version or interpreter", str(file), "out of date", "modelver install"))
+            found.append(
+                Finding(name, "of another version or interpreter", str(file), "out of date", "modelver install")
+            )
         elif not os.access(file, os.X_OK):
             found.append(Finding(name, "not executable", str(file), "Git will not run it", "modelver install"))
         else:
@@ -329,7 +347,10 @@ def _check_drivers(repo: Repository) -> list[Finding]:
 
 
 def _check_attributes(repo: Repository) -> list[Finding]:
-    samples = {"x.modelver.tensors": {"diff": "modelver"}, "x.safetensors": {"diff": "modelver", "filter": "modelver"}}
+    samples = {
+        "x.modelver.tensors": {"diff": "modelver"},
+        "x.safetensors": {"diff": "modelver", "filter": "modelver"},
+    }
     found = []
     for path, wanted in samples.items():
         now = repo.git.attributes([path], *wanted).get(path, {})
@@ -356,9 +377,25 @@ def _check_dvc(repo: Repository) -> list[Finding]:
     ]
     name = settings.default_remote
     if name is None:
-        found.append(Finding("DVC remote", "none", origin, "git push has nowhere to put weights", "dvc remote add -d storage URL"))
+        found.append(
+            Finding(
+                "DVC remote",
+                "none",
+                origin,
+                "git push has nowhere to put weights",
+                "dvc remote add -d storage URL",
+            )
+        )
     elif name not in settings.remotes:
-        found.append(Finding("DVC remote", name, origin, "the default remote is not configured", f"dvc remote add {name} URL"))
+        found.append(
+            Finding(
+                "DVC remote",
+                name,
+                origin,
+                "the default remote is not configured",
+                f"dvc remote add {name} URL",
+            )
+        )
     else:
         found.append(Finding("DVC remote", f"{name} -> {settings.remotes[name]}", origin))
     return found
@@ -367,7 +404,13 @@ def _check_dvc(repo: Repository) -> list[Finding]:
 def _check_settings(repo: Repository) -> list[Finding]:
     settings, file = repo.settings, str(repo.top / SETTINGS_FILE)
     found = [
-        Finding(SETTINGS_FILE, f"unknown setting {name}", file, "a mistyped name does nothing", f"edit {SETTINGS_FILE}")
+        Finding(
+            SETTINGS_FILE,
+            f"unknown setting {name}",
+            file,
+            "a mistyped name does nothing",
+            f"edit {SETTINGS_FILE}",
+        )
         for name in settings.unknown
     ]
     limits = f"describe {settings.describe_max_bytes}, fetch {settings.fetch_max_bytes} bytes"
@@ -375,9 +418,7 @@ def _check_settings(repo: Repository) -> list[Finding]:
 
 
 def _check_models(repo: Repository) -> list[Finding]:
-    found = [
-        Finding(path, "tracked by DVC", "", "no metadata", "modelver add --all") for path in unadopted(repo)
-    ]
+    found = [Finding(path, "tracked by DVC", "", "no metadata", "modelver add --all") for path in unadopted(repo)]
     found += [
         Finding(path, "hidden", rule, "ignored by Git and not tracked", f"modelver add {path}")
         for path, rule in hidden_models(repo).items()

@@ -18,7 +18,7 @@ from dvc_modelver.transfer import Wanted, fetch
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import Keeper, write_if_changed
-from dvc_modelver.worktree.track import Tracker, new_pointer
+from dvc_modelver.worktree.track import Tracker
 
 Say = Callable[[str], None]
 
@@ -128,10 +128,8 @@ class _Adder:
         return [
             seen.path
             for seen in found
-            if seen.action is Action.DESCRIBE
-            or (seen.md5 is not None and seen.action in (Action.NOTHING, Action.AGREE) and seen.model.metadata is not None
-                and seen.md5.encode() not in (index.read(metadata_path(seen.path)) or b""))
-        ]  # fmt: skip
+            if seen.action is Action.DESCRIBE or seen.is_unstaged(index.read(metadata_path(seen.path)))
+        ]
 
     def unadopted(self) -> list[str]:
         models = [m for m in self.repo.models(self.repo.work_tree) if m.metadata is None]
@@ -152,14 +150,17 @@ class _Adder:
                 return
             made = self.tracker.add(path, pointer, facts=self.facts, name=name)
         else:
-            assert pointer is not None and pointer.md5 is not None  # noqa: PT018 - _check has seen to it
+            assert pointer is not None and pointer.md5 is not None
             hashes = self.repo.cache(path).hash_object(pointer.md5, legacy=pointer.legacy)
             made = self.tracker.track(path, hashes, pointer, facts=self.facts, name=name)
         self.done.append(made.metadata)
 
     def _check(self, path: str, file: Path, pointer: Pointer | None) -> None:
         if file.is_dir():
-            raise UsageError(f"{path}: a folder, expected a model file", hint=f"modelver add {path}/FILE; or dvc add {path}")
+            raise UsageError(
+                f"{path}: a folder, expected a model file",
+                hint=f"modelver add {path}/FILE; or dvc add {path}",
+            )
         if not file.exists():
             if pointer is None or pointer.md5 is None:
                 raise UsageError(f"{path}: no such file", hint="modelver status")
@@ -202,7 +203,9 @@ def declare_name(repo: Repository, path: str, name: str) -> None:
     file = repo.top / "dvc.yaml"
     document = (yaml.load(file.read_text(encoding="utf-8")) if file.exists() else None) or {}
     artifacts = document.setdefault("artifacts", {})
-    for old in [n for n, entry in artifacts.items() if isinstance(entry, dict) and entry.get("path") == path and n != name]:
+    for old in [
+        n for n, entry in artifacts.items() if isinstance(entry, dict) and entry.get("path") == path and n != name
+    ]:
         artifacts[name] = artifacts.pop(old)
     entry = artifacts.setdefault(name, {})
     if entry.get("path") not in (None, path):
@@ -259,7 +262,9 @@ def _refresh(repo: Repository, tracker: Tracker, model: TrackedModel, facts: Tra
     old = model.metadata.training if model.metadata is not None and model.metadata.md5 == md5 else TrainingFacts()
     gathered = gather_training(repo.work_tree.read, pointer, repo.settings)
     hashes = cache.hash_object(md5, legacy=pointer.legacy)
-    made = tracker.track(model.path, hashes, pointer, facts=old.merged_with(gathered).merged_with(facts), name=model.name)
+    made = tracker.track(
+        model.path, hashes, pointer, facts=old.merged_with(gathered).merged_with(facts), name=model.name
+    )
     return made.metadata
 
 
@@ -367,5 +372,3 @@ def rm(path: str | Path, *, say: Say = lambda _line: None, folder: Path | None =
         keeper.state.rows.pop(model.path, None)
         keeper.save()
     return model.path
-
-

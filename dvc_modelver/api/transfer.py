@@ -15,7 +15,13 @@ from dvc_modelver.worktree.sync import Keeper, Seen
 Say = Callable[[str], None]
 
 
-def push(*, everything: bool = False, remote: str | None = None, say: Say = lambda _line: None, folder: Path | None = None) -> list[Upload]:
+def push(
+    *,
+    everything: bool = False,
+    remote: str | None = None,
+    say: Say = lambda _line: None,
+    folder: Path | None = None,
+) -> list[Upload]:
     """Upload the objects of HEAD and of commits that no Git remote has; `git push` does this by itself.
 
     Args:
@@ -32,7 +38,10 @@ def push(*, everything: bool = False, remote: str | None = None, say: Say = lamb
     repo.dvc_root()
     if repo.head is None:
         return []
-    wanted = {w.md5: w for w in objects_of_commits(repo, "--all" if everything else "HEAD", [] if everything else ["--remotes"])}
+    wanted = {
+        w.md5: w
+        for w in objects_of_commits(repo, "--all" if everything else "HEAD", [] if everything else ["--remotes"])
+    }
     for pointer in repo.pointers(repo.at("HEAD")):
         if pointer.md5 and pointer.cache and pointer.push:
             wanted.setdefault(pointer.md5, Wanted(pointer))
@@ -85,7 +94,11 @@ def pull(*names: str, force: bool = False, say: Say = lambda _line: None, folder
                 done.current.append(seen.path)
                 if seen.action is Action.AGREE:
                     keeper.agree(seen)
-        got = fetch(repo, [Wanted(replace(seen.model.pointer, md5=md5, size=_size(seen, md5))) for seen, md5 in todo], say)
+        got = fetch(
+            repo,
+            [Wanted(replace(seen.model.pointer, md5=md5, size=_size(seen, md5))) for seen, md5 in todo],
+            say,
+        )
         for seen, target in todo:
             if target in got.failed:
                 done.failed[seen.path] = got.failed[target]

@@ -12,6 +12,7 @@ from dvc_modelver.api.select import Selected, find_known, select, split_referenc
 from dvc_modelver.errors import EnvironmentFailed, NotFoundError, ObjectMissing, RefusedError, UsageError
 from dvc_modelver.git.porcelain import GitFailed
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
+from dvc_modelver.pipeline import flatten
 from dvc_modelver.registry.history import Version, iter_versions
 from dvc_modelver.registry.tags import bumped, check_name, create_tag, read_tags, version_key, versions_of
 from dvc_modelver.repository import Repository
@@ -67,7 +68,9 @@ def tag(
         RefusedError: An automatic bump, and nothing changed since the last version.
     """
     if (version is None) == (bump is None):
-        raise UsageError("modelver tag: expected a version like v1.0.0, or --bump", hint=f"modelver tag {name} --bump auto")
+        raise UsageError(
+            "modelver tag: expected a version like v1.0.0, or --bump", hint=f"modelver tag {name} --bump auto"
+        )
     repo = Repository.open(folder)
     commit = repo.git.commit_of(rev)
     model = repo.find_model(repo.at(commit), name)
@@ -91,7 +94,14 @@ def tag(
         "schema": "modelver.tag/1", "path": model.path, "md5": model.metadata.md5,
         "number": model.metadata.version.number, "parameters_digest": model.metadata.model.parameters_digest,
     }  # fmt: skip
-    create_tag(repo.git, label, commit, f"{model.name} {version}", {k: v for k, v in record.items() if v is not None}, sign=sign)
+    create_tag(
+        repo.git,
+        label,
+        commit,
+        f"{model.name} {version}",
+        {k: v for k, v in record.items() if v is not None},
+        sign=sign,
+    )
     if push:
         push_tag(repo, label)
     declared = repo.declared_name(repo.at(commit), model.path) is not None
@@ -110,7 +120,8 @@ def _measured_level(path: str, old: str, new: str, metadata: ModelMetadata, repo
         return "major", change.reason
     if change.kind in ("metadata-only", "conversion"):
         return "patch", change.reason
-    return "minor", change.reason
+    l2 = f"; relative L2 {change.relative_l2:.3g}" if change.relative_l2 is not None else ""
+    return "minor", change.reason + l2
 
 
 def _training_at(repo: Repository, commit: str, path: str) -> object:
@@ -124,7 +135,9 @@ def push_tag(repo: Repository, label: str) -> None:
     Raises:
         EnvironmentFailed: Git could not push it.
     """
-    code, out = repo.git.run_for_code("config", f"branch.{repo.git.text('branch', '--show-current')}.remote", codes=(0, 1))
+    code, out = repo.git.run_for_code(
+        "config", f"branch.{repo.git.text('branch', '--show-current')}.remote", codes=(0, 1)
+    )
     remote = out.decode().strip() if code == 0 else "origin"
     try:
         repo.git.run("push", "--quiet", remote, f"refs/tags/{label}", env={"MODELVER_SKIP": ""})
@@ -147,7 +160,9 @@ class RolledBack:
     moved: tuple[str, ...] = ()
 
 
-def rollback(name: str, version: str | None = None, *, say: Say = lambda _line: None, folder: Path | None = None) -> RolledBack:
+def rollback(
+    name: str, version: str | None = None, *, say: Say = lambda _line: None, folder: Path | None = None
+) -> RolledBack:
     """Restore an earlier version's weights, pointer and metadata together, and stage them; nothing is committed.
 
     Args:
@@ -189,7 +204,9 @@ def _version_before(repo: Repository, path: str, current: ModelMetadata | None) 
     if current is None and versions:
         return versions[0]
     if not older:
-        raise NotFoundError(f"{path}: version {number} is the first, there is none before it", hint="modelver log " + path)
+        raise NotFoundError(
+            f"{path}: version {number} is the first, there is none before it", hint="modelver log " + path
+        )
     return max(older, key=lambda v: v.number)
 
 
@@ -205,7 +222,10 @@ def _restore(repo: Repository, chosen: Selected, current: ModelMetadata | None, 
     if file.is_file() and (seen is None or seen.md5 != md5):
         kept = repo.cache(path).store_file(file, link=False)
         if current is None or kept.md5 not in (current.md5, *_known_md5s(repo, path)):
-            say(f"{path}: these weights were in no version; kept in the cache, modelver load {chosen.model.name}@{kept.md5} -o FILE gives them back")
+            say(
+                f"{path}: these weights were in no version; kept in the cache:\n"
+                f"hint: modelver load {chosen.model.name}@{kept.md5} -o FILE gives them back"
+            )
     view = repo.at(chosen.commit) if chosen.commit else repo.work_tree
     blobs: dict[str, bytes | None] = {metadata_path(path): view.read(metadata_path(path))}
     table = view.read(table_path(path))
@@ -242,7 +262,10 @@ def _have_object(repo: Repository, pointer: Pointer, say: Say) -> None:
     got = fetch(repo, [Wanted(pointer)], say)
     if md5 in got.failed:
         line, _, hint = got.failed[md5].partition("\nhint: ")
-        raise ObjectMissing(f"{pointer.path}: object {md5[:8]} is not in the cache, and: {line}", hint=hint or "modelver fsck --remote")
+        raise ObjectMissing(
+            f"{pointer.path}: object {md5[:8]} is not in the cache, and: {line}",
+            hint=hint or "modelver fsck --remote",
+        )
 
 
 def _restored_lock(repo: Repository, chosen: Selected, old: bytes) -> tuple[bytes, tuple[str, ...]]:
@@ -254,16 +277,23 @@ def _restored_lock(repo: Repository, chosen: Selected, old: bytes) -> tuple[byte
     then = read_lock_stage(old, pointer.stage or "")
     moved = []
     for file, values in then.params.items():
-        for key, value in values.items():
-            other = now.params.get(file, {}).get(key)
-            if other != value:
-                moved.append(f"{file}: {key} was {value}, is {other}")
+        current = dict(flatten(now.params.get(file, {})))
+        for key, value in flatten(values):
+            if current.get(key) != value:
+                moved.append(f"{file}: {key} was {value}, is {current.get(key)}")
     deps = {dep.path: dep.md5 for dep in now.deps}
     moved += [f"{posixpath.normpath(d.path)}: changed since" for d in then.deps if deps.get(d.path) != d.md5]
     return text.encode(), tuple(moved)
 
 
-def load(reference: str, output: str | Path, *, force: bool = False, say: Say = lambda _line: None, folder: Path | None = None) -> Path:
+def load(
+    reference: str,
+    output: str | Path,
+    *,
+    force: bool = False,
+    say: Say = lambda _line: None,
+    folder: Path | None = None,
+) -> Path:
     """Write one version's weights to a file, from cache or remote, verified by md5.
 
     Args:
@@ -301,5 +331,3 @@ def _loose_object(repo: Repository, reference: str) -> Pointer:
     if len(md5) == 32 and repo.cache(model.path).has(md5):
         return replace(model.pointer, md5=md5, size=None)
     raise NotFoundError(f"{reference}: no such version", hint=f"modelver log {name}")
-
-

@@ -12,7 +12,17 @@ from typer.core import TyperGroup
 from dvc_modelver import api
 from dvc_modelver._version import __version__
 from dvc_modelver.cli import cards
-from dvc_modelver.cli.output import Format, FormatOption, JsonFlag, OutputFile, emit, emit_json, emit_lines, fail, say
+from dvc_modelver.cli.output import (
+    Format,
+    FormatOption,
+    JsonFlag,
+    OutputFile,
+    emit,
+    emit_json,
+    emit_lines,
+    fail,
+    say,
+)
 from dvc_modelver.errors import ModelverError, UsageError
 from dvc_modelver.report import report_bug
 
@@ -25,9 +35,7 @@ class _Group(TyperGroup):
 
         if args and args[0] not in self.commands:
             close = difflib.get_close_matches(args[0], self.commands, n=1)
-            raise UsageError(
-                f"{args[0]}: no such command", hint=f"modelver {close[0]}" if close else "modelver --help"
-            )
+            raise UsageError(f"{args[0]}: no such command", hint=f"modelver {close[0]}" if close else "modelver --help")
         return super().resolve_command(ctx, args)
 
 
@@ -64,7 +72,7 @@ def run(args: list[str]) -> int:
     except KeyboardInterrupt:
         say("modelver: interrupted")
         return 130
-    except Exception as err:  # noqa: BLE001 - the program's edge
+    except Exception as err:
         say(f"modelver: {report_bug(err, args)}")
         return 3
     return result if isinstance(result, int) else 0
@@ -83,7 +91,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -107,9 +117,17 @@ def _values(pairs: list[str] | None, option: str) -> dict[str, Any]:
     return found
 
 
-Metrics = Annotated[list[str] | None, typer.Option("--metric", metavar="K=V", help="A result of training to record; may be given again.")]
-Params = Annotated[list[str] | None, typer.Option("--param", metavar="K=V", help="A hyper-parameter to record; may be given again.")]
-Data = Annotated[list[str] | None, typer.Option("--data", metavar="PATH", help="A file or DVC output it was trained on.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="K=V", help="A result of training to record; may be given again."),
+]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="K=V", help="A hyper-parameter to record; may be given again."),
+]
+Data = Annotated[
+    list[str] | None, typer.Option("--data", metavar="PATH", help="A file or DVC output it was trained on.")
+]
 
 # Set-up
 
@@ -117,8 +135,12 @@ Data = Annotated[list[str] | None, typer.Option("--data", metavar="PATH", help="
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="Folder; made when it is not there.")] = Path(),
-    remote: Annotated[str | None, typer.Option(help="Where weights go: a local path, or any URL DVC knows (s3://...).")] = None,
-    fsmonitor: Annotated[bool | None, typer.Option("--fsmonitor/--no-fsmonitor", help="Let git status see retrained models.")] = None,
+    remote: Annotated[
+        str | None, typer.Option(help="Where weights go: a local path, or any URL DVC knows (s3://...).")
+    ] = None,
+    fsmonitor: Annotated[
+        bool | None, typer.Option("--fsmonitor/--no-fsmonitor", help="Let git status see retrained models.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Make a folder a Git + DVC repository that looks after models."""
@@ -132,7 +154,9 @@ def init(
 
 @app.command()
 def install(
-    fsmonitor: Annotated[bool | None, typer.Option("--fsmonitor/--no-fsmonitor", help="Let git status see retrained models.")] = None,
+    fsmonitor: Annotated[
+        bool | None, typer.Option("--fsmonitor/--no-fsmonitor", help="Let git status see retrained models.")
+    ] = None,
     hooks: Annotated[bool, typer.Option("--hooks/--no-hooks", help="Write hook files.")] = True,
     json: JsonFlag = False,
 ) -> None:
@@ -171,7 +195,9 @@ def add(
     paths: Annotated[list[Path] | None, typer.Argument(help="Model files.")] = None,
     update: Annotated[bool, typer.Option("-u", "--update", help="Every tracked model that was retrained.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every model DVC tracks that has no metadata yet.")] = False,
-    accept: Annotated[bool, typer.Option("--accept", help="Keep weights of a pipeline made outside dvc repro.")] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Keep weights of a pipeline made outside dvc repro.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="The model's name, written into artifacts: of dvc.yaml.")] = None,
     metric: Metrics = None,
     param: Params = None,
@@ -179,8 +205,17 @@ def add(
     json: JsonFlag = False,
 ) -> None:
     """Track models: weights to the DVC cache; pointer, metadata and tensor table staged for Git."""
-    made = api.add(*(paths or []), update=update, everything=everything, accept=accept, name=name,
-                   metrics=_values(metric, "--metric"), params=_values(param, "--param"), data=data or [], say=say)  # fmt: skip
+    facts = {"metrics": _values(metric, "--metric"), "params": _values(param, "--param")}
+    made = api.add(
+        *(paths or []),
+        update=update,
+        everything=everything,
+        accept=accept,
+        name=name,
+        data=data or [],
+        say=say,
+        **facts,
+    )
     if json:
         emit_json({"models": [m.to_dict() for m in made]})
         return
@@ -196,7 +231,13 @@ def refresh(
     json: JsonFlag = False,
 ) -> None:
     """Rebuild the metadata of models from their stored weights."""
-    made = api.refresh(*models, metrics=_values(metric, "--metric"), params=_values(param, "--param"), data=data or [], say=say)
+    made = api.refresh(
+        *models,
+        metrics=_values(metric, "--metric"),
+        params=_values(param, "--param"),
+        data=data or [],
+        say=say,
+    )
     emit_json({"models": [m.to_dict() for m in made]}) if json else emit_lines(cards.version_line(m) for m in made)
 
 
@@ -209,7 +250,9 @@ def status(json: JsonFlag = False) -> None:
 
 @app.command()
 def check(
-    range_: Annotated[str | None, typer.Argument(metavar="[REV..REV]", help="Commits to check; HEAD by default.")] = None,
+    range_: Annotated[
+        str | None, typer.Argument(metavar="[REV..REV]", help="Commits to check; HEAD by default.")
+    ] = None,
     json: JsonFlag = False,
 ) -> int:
     """Check commits as the hooks do; exit 1 when something would be refused."""
@@ -222,7 +265,10 @@ def check(
 
 
 @app.command()
-def mv(old: Annotated[str, typer.Argument(help="Model, by name or path.")], new: Annotated[Path, typer.Argument(help="New path, or a folder.")]) -> None:
+def mv(
+    old: Annotated[str, typer.Argument(help="Model, by name or path.")],
+    new: Annotated[Path, typer.Argument(help="New path, or a folder.")],
+) -> None:
     """Rename a model with its pointer, metadata and ignore line."""
     emit_lines([f"renamed to {api.mv(old, new, say=say)}; staged, git commit keeps it"])
 
@@ -239,14 +285,18 @@ def rm(paths: Annotated[list[str], typer.Argument(help="Models, by name or path.
 
 @app.command()
 def diff(
-    old: Annotated[str | None, typer.Argument(help="Revision, NAME@V, NAME#STAGE or file; the index by default.")] = None,
+    old: Annotated[
+        str | None, typer.Argument(help="Revision, NAME@V, NAME#STAGE or file; the index by default.")
+    ] = None,
     new: Annotated[str | None, typer.Argument(help="Likewise; the work tree by default.")] = None,
     paths: Annotated[list[str] | None, typer.Argument(help="Models to compare.")] = None,
     cached: Annotated[bool, typer.Option("--cached", "--staged", help="Compare the index, not the work tree.")] = False,
     fmt: FormatOption = Format.TEXT,
     output: OutputFile = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 when models differ.")] = False,
-    min_similarity: Annotated[float | None, typer.Option(help="Exit 1 when a cosine similarity is below this.", min=-1, max=1)] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(help="Exit 1 when a cosine similarity is below this.", min=-1, max=1)
+    ] = None,
     all_tensors: Annotated[bool, typer.Option("--all-tensors", help="One line per tensor, nothing folded.")] = False,
     json: JsonFlag = False,
 ) -> int:
@@ -264,7 +314,9 @@ def diff(
 
 @app.command()
 def show(
-    reference: Annotated[str, typer.Argument(metavar="NAME[@V]|FILE", help="A model, one of its versions, or any model file.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="NAME[@V]|FILE", help="A model, one of its versions, or any model file.")
+    ],
     all_tensors: Annotated[bool, typer.Option("--all-tensors", help="List every tensor.")] = False,
     output: OutputFile = None,
     json: JsonFlag = False,
@@ -312,7 +364,7 @@ def tag(
 ) -> None:
     """Give a committed version its semantic version."""
     if version is not None and bump is not None and rev == "HEAD":
-        version, rev = None, version  # modelver tag NAME REV --bump LEVEL
+        rev, version = version, None  # modelver tag NAME REV --bump LEVEL
     made = api.tag(name, version, rev, bump=bump, push=push, sign=sign)
     if json:
         emit_json({"tag": made.tag, "commit": made.commit, "reason": made.reason or None})
@@ -332,7 +384,14 @@ def rollback(
     """Restore an earlier version's weights, pointer and metadata, staged and ready to commit."""
     done = api.rollback(name, version, say=say)
     if json:
-        emit_json({"path": done.path, "md5": done.new.md5, "number": done.new.version.number, "differs": list(done.moved)})
+        emit_json(
+            {
+                "path": done.path,
+                "md5": done.new.md5,
+                "number": done.new.version.number,
+                "differs": list(done.moved),
+            }
+        )
         return
     emit_lines(cards.rollback_lines(done))
 
@@ -361,13 +420,18 @@ def push(
     if json:
         emit_json([{"url": u.url, "sent": list(u.sent), "present": list(u.present)} for u in done])
         return
-    emit_lines([f"{len(u.sent)} uploaded, {len(u.present)} there already: {u.url}" for u in done] or ["nothing to upload"])
+    emit_lines(
+        [f"{len(u.sent)} uploaded, {len(u.present)} there already: {u.url}" for u in done] or ["nothing to upload"]
+    )
 
 
 @app.command()
 def pull(
     names: Annotated[list[str] | None, typer.Argument(help="Models, by name or path; all by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also where the model on disk was retrained; its bytes go to the cache.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also where the model on disk was retrained; its bytes go to the cache."),
+    ] = False,
     json: JsonFlag = False,
 ) -> int:
     """Give the work tree the weights that its pointers name."""

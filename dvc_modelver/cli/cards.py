@@ -158,24 +158,30 @@ def fsck_lines(found: Fsck) -> list[str]:
 def rollback_lines(done: RolledBack) -> list[str]:
     """Tell what a rollback restored."""
     was = f"version {done.old.version.number}" if done.old is not None else "nothing"
-    lines = [f"{done.path}: {was} -> version {done.new.version.number} ({done.new.md5[:8]}), staged; git commit keeps it"]
+    lines = [
+        f"{done.path}: {was} -> version {done.new.version.number} ({done.new.md5[:8]}), staged; git commit keeps it"
+    ]
     if done.moved:
-        lines += ["the pipeline's inputs differ from that version's:", *(f"    {line}" for line in done.moved)]
+        lines += [
+            "the pipeline's inputs differ from that version's:",
+            *(f"    {line}" for line in done.moved),
+        ]
     return lines
 
 
 # diff
 
 
-def split_diff_arguments(old: str | None, new: str | None, paths: Sequence[str]) -> tuple[str | None, str | None, list[str]]:
+def split_diff_arguments(
+    old: str | None, new: str | None, paths: Sequence[str]
+) -> tuple[str | None, str | None, list[str]]:
     """Tell revisions from paths, as git diff does: after ``--``, and where an argument is a tracked file."""
     rest = list(paths)
     if "--" in sys.argv:
         after = sys.argv[sys.argv.index("--") + 1 :]
         before = [a for a in (old, new, *rest) if a is not None]
         before = before[: len(before) - len(after)] if after else before
-        old, new = (before + [None, None])[:2]  # type: ignore[assignment]
-        return old, new, after
+        return (before[0] if before else None), (before[1] if len(before) > 1 else None), after
     if new is None and old is not None and _is_path(old):
         return None, None, [old]
     if new is not None and old is not None and _is_path(new) and not _is_path(old):
@@ -260,7 +266,10 @@ class FileCard:
 
     def lines(self, *, all_tensors: bool) -> list[str]:
         """Give the lines for a person."""
-        return [f"{self.path}  {self.format}, {human_bytes(self.size)}", *_tensor_lines(self.table, all_tensors)]
+        return [
+            f"{self.path}  {self.format}, {human_bytes(self.size)}",
+            *_tensor_lines(self.table, all_tensors),
+        ]
 
 
 @dataclass(frozen=True)
@@ -301,7 +310,7 @@ class VersionCard:
             l2 = f", relative L2 {c.relative_l2:.3g}" if c.relative_l2 is not None else ""
             cosine = f", cosine {c.cosine:.6g}" if c.cosine is not None else ""
             facts.append(("change", f"{c.kind} from {c.from_[:8]}{l2}{cosine}"))
-        lines += [f"  {name:<12}{value}" for name, value in facts if value]
+        lines += [f"  {name:<13}{value}" for name, value in facts if value]
         lines += _training_lines(s.metadata)
         return lines + _tensor_lines(s.table, all_tensors)
 
@@ -315,7 +324,7 @@ def _training_lines(metadata: ModelMetadata) -> list[str]:
     if t.data:
         lines += ["  data", *(f"    {d.get('path')}  {str(d.get('md5', ''))[:8]}" for d in t.data)]
     if t.stage:
-        lines.append(f"  {'stage':<12}{t.stage}: {t.command or ''}")
+        lines.append(f"  {'stage':<13}{t.stage}: {t.command or ''}")
     return lines
 
 
@@ -327,7 +336,10 @@ def _tensor_lines(table: TensorTable | None, all_tensors: bool) -> list[str]:
     if table is None or not table.rows:
         return []
     rows = table.rows if all_tensors else table.rows[:_HOW_MANY]
-    cells = [[r.name, r.dtype, "x".join(map(str, r.shape)) or "scalar", _stat(r.norm), _stat(r.mean), _stat(r.std)] for r in rows]
+    cells = [
+        [r.name, r.dtype, "x".join(map(str, r.shape)) or "scalar", _stat(r.norm), _stat(r.mean), _stat(r.std)]
+        for r in rows
+    ]
     lines = ["", *render_table(["tensor", "dtype", "shape", "norm", "mean", "std"], cells, right=(3, 4, 5))]
     if len(rows) < len(table.rows):
         lines.append(f"and {len(table.rows) - len(rows)} more tensors (--all-tensors lists them)")
@@ -345,8 +357,14 @@ def log_document(found: Sequence[LoggedVersion]) -> dict[str, Any]:
     """Give the document of log."""
     return {
         "versions": [
-            {"commit": v.version.commit, "date": v.version.date, "author": v.version.author, "subject": v.version.subject,
-             "tags": list(v.tags), **v.version.metadata.to_dict()}
+            {
+                "commit": v.version.commit,
+                "date": v.version.date,
+                "author": v.version.author,
+                "subject": v.version.subject,
+                "tags": list(v.tags),
+                **v.version.metadata.to_dict(),
+            }
             for v in found
         ]
     }  # fmt: skip
@@ -362,8 +380,21 @@ def log_lines(found: Sequence[LoggedVersion]) -> list[str]:
         change = meta.change.kind if meta.change else meta.version.update
         l2 = f"{meta.change.relative_l2:.3g}" if meta.change and meta.change.relative_l2 is not None else "-"
         tags = " ".join(t.partition("@")[2] or "#" + t.partition("#")[2] for t in item.tags)
-        rows.append([str(v.number), v.metadata.md5[:8], v.date[:10], change, l2, _metrics(meta.training.metrics), tags, v.subject])
-    return render_table(["version", "md5", "date", "change", "rel. L2", "metrics", "tags", "commit"], rows, right=(0, 4))
+        rows.append(
+            [
+                str(v.number),
+                v.metadata.md5[:8],
+                v.date[:10],
+                change,
+                l2,
+                _metrics(meta.training.metrics),
+                tags,
+                v.subject,
+            ]
+        )
+    return render_table(
+        ["version", "md5", "date", "change", "rel. L2", "metrics", "tags", "commit"], rows, right=(0, 4)
+    )
 
 
 def _metrics(values: Mapping[str, Any] | None) -> str:

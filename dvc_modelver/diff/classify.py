@@ -41,15 +41,12 @@ class Classified:
     reason: str
 
 
-def classify(
-    tensors: Sequence[TensorChange], cosine: float | None, relative_l2: float | None, *, same_container: bool
-) -> Classified:
+def classify(tensors: Sequence[TensorChange], cosine: float | None, *, same_container: bool) -> Classified:
     """Name the kind of change between two versions whose bytes differ.
 
     Args:
         tensors: All tensors of both sides.
         cosine: Of the whole model; None where undefined.
-        relative_l2: Likewise.
         same_container: Whether both files have the same format.
     """
     own = [t for t in tensors if t.is_parameter]
@@ -59,30 +56,33 @@ def classify(
     reshaped = sum(t.old is not None and t.new is not None and t.old.shape != t.new.shape for t in own)
     renamed = sum(t.change == "renamed" for t in own)
     if added or removed or reshaped:
-        parts = [f"{n} {word}" for n, word in ((added, "added"), (removed, "removed"), (reshaped, "of another shape")) if n]
+        parts = [
+            f"{n} {word}" for n, word in ((added, "added"), (removed, "removed"), (reshaped, "of another shape")) if n
+        ]
         return Classified("architecture", f"tensors {', '.join(parts)}")
     if not moved:
         if same_container and not renamed:
-            return Classified("metadata-only", f"all {len(own)} tensors have the same bytes; the file differs around them")
+            return Classified(
+                "metadata-only", f"all {len(own)} tensors have the same bytes; the file differs around them"
+            )
         what = f"{renamed} renamed" if renamed else "another container"
         return Classified("conversion", f"all {len(own)} tensors have the same bytes; {what}")
     if all(_is_cast(t) for t in moved):
         old, new = moved[0].old, moved[0].new
         dtypes = f"{old.dtype} to {new.dtype}" if old is not None and new is not None else "dtypes"
         return Classified("conversion", f"{len(moved)} tensors cast from {dtypes}, within rounding")
-    l2 = f"relative L2 {relative_l2:.3g}" if relative_l2 is not None else "distance undefined"
     if all(_is_scaled(t) for t in moved):
-        return Classified("scaled", f"{_counted(moved, own)} kept their direction and changed their norm; {l2}")
+        return Classified("scaled", f"{_counted(moved, own)} kept their direction and changed their norm")
     still = [t for t in own if not t.is_moved and is_float(t.row.dtype)]
     total = sum(t.row.numel for t in own if is_float(t.row.dtype))
     share = sum(t.row.numel for t in still) / total if total else 0.0
     if still and len(moved) * 2 <= len(own) and _is_head(moved, own):
-        return Classified("head", f"only the last layers moved: {_counted(moved, own)}; {l2}")
+        return Classified("head", f"only the last layers moved: {_counted(moved, own)}")
     if share > UNCHANGED_SHARE:
-        return Classified("partial", f"{_counted(moved, own)} moved, {share:.0%} of the parameters did not; {l2}")
+        return Classified("partial", f"{_counted(moved, own)} moved, {share:.0%} of the parameters did not")
     if cosine is not None and cosine < RETRAINED_COSINE:
         return Classified("retrained", f"same architecture, cosine {cosine:.3f}; {_counted(moved, own)} moved")
-    return Classified("fine-tune", f"{_counted(moved, own)} moved; {l2}")
+    return Classified("fine-tune", f"{_counted(moved, own)} moved")
 
 
 def _counted(moved: Sequence[TensorChange], own: Sequence[TensorChange]) -> str:

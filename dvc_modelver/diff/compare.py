@@ -72,7 +72,7 @@ class TensorChange:
     def row(self) -> TensorRow:
         """The tensor's row on the new side, or on the old one where it was removed."""
         found = self.new or self.old
-        assert found is not None  # noqa: S101 - a change has at least one side
+        assert found is not None
         return found
 
     @property
@@ -193,13 +193,27 @@ def compare(old: Side | None, new: Side | None) -> ModelDiff:
     new_rows = new.table.rows if new is not None and new.table is not None else ()
     tensors = tuple(sorted((_measure(p) for p in match_tensors(old_rows, new_rows)), key=lambda t: t.name))
     bytes_equal = old is not None and new is not None and old.md5 == new.md5
-    whole = combine(t.measured for t in tensors if _is_comparable(t)) if old is not None and new is not None else UNDEFINED
+    whole = (
+        combine(t.measured for t in tensors if _is_comparable(t)) if old is not None and new is not None else UNDEFINED
+    )
     facts = _facts(old.metadata if old else None, new.metadata if new else None)
     kind = _kind(old, new, tensors, whole, bytes_equal=bytes_equal)
     return ModelDiff(
-        path=there.path, old=old, new=new, kind=kind.kind, reason=kind.reason, cosine=whole.cosine,
-        relative_l2=whole.relative_l2, relative_l2_error=whole.error, bytes_equal=bytes_equal, parameters=_parameters(tensors), tensors=tensors, **facts,
-    )  # fmt: skip
+        path=there.path,
+        old=old,
+        new=new,
+        kind=kind.kind,
+        reason=kind.reason,
+        cosine=whole.cosine,
+        relative_l2=whole.relative_l2,
+        relative_l2_error=whole.error,
+        bytes_equal=bytes_equal,
+        parameters=_parameters(tensors),
+        tensors=tensors,
+        hyperparameters=facts["hyperparameters"],
+        metrics=facts["metrics"],
+        data=facts["data"],
+    )
 
 
 def _kind(old: Side | None, new: Side | None, tensors: tuple[TensorChange, ...], whole: Estimate, *,
@@ -210,14 +224,14 @@ def _kind(old: Side | None, new: Side | None, tensors: tuple[TensorChange, ...],
         return Classified("identical", "same bytes")
     if old.table is None or new.table is None:
         return Classified("unknown", "bytes differ; no reader knows this format")
-    return classify(tensors, whole.cosine, whole.relative_l2, same_container=old.format == new.format)
+    return classify(tensors, whole.cosine, same_container=old.format == new.format)
 
 
 def _measure(pair: Pair) -> TensorChange:
     old, new = pair.old, pair.new
     if old is None or new is None:
         row = old or new
-        assert row is not None  # noqa: S101 - a pair has at least one side
+        assert row is not None
         return TensorChange(row.name, None, "added" if old is None else "removed", old, new)
     same = old.digest == new.digest and old.dtype == new.dtype
     change = "unchanged" if same and old.shape == new.shape else "modified"
@@ -247,7 +261,10 @@ def _parameters(tensors: tuple[TensorChange, ...]) -> dict[str, int]:
 def _facts(old: ModelMetadata | None, new: ModelMetadata | None) -> dict[str, tuple[FactChange, ...]]:
     a, b = (old.training if old else None), (new.training if new else None)
     pairs: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-        "hyperparameters": ((a.hyperparameters if a else None) or {}, (b.hyperparameters if b else None) or {}),
+        "hyperparameters": (
+            (a.hyperparameters if a else None) or {},
+            (b.hyperparameters if b else None) or {},
+        ),
         "metrics": ((a.metrics if a else None) or {}, (b.metrics if b else None) or {}),
         "data": (
             {str(d.get("path")): d.get("md5") for d in (a.data if a else None) or ()},
@@ -262,5 +279,3 @@ def _facts(old: ModelMetadata | None, new: ModelMetadata | None) -> dict[str, tu
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.9g}")
-
-

@@ -79,7 +79,7 @@ def _best_pairs(olds: list[TensorRow], news: list[TensorRow]) -> list[Pair]:
     for i, (row, sketch) in enumerate(a):
         j = max(range(len(b)), key=scores[i].__getitem__)
         limit = RENAME_COSINE[min(sketch.k, b[j][1].k)]
-        if scores[i][j] > limit and max(range(len(a)), key=lambda k, j=j: scores[k][j]) == i:
+        if scores[i][j] > limit and all(row_scores[j] <= scores[i][j] for row_scores in scores):
             found.append(Pair(row, b[j][0], "sketch"))
     return found
 

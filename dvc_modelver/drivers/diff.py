@@ -39,7 +39,7 @@ def report(argv: list[str]) -> str:
         if len(argv) < 7:
             return f"* Unmerged path {printable(argv[0])}\n" if argv else ""
         return _report(argv, palette)
-    except Exception as err:  # noqa: BLE001 - a driver that dies kills the whole git diff
+    except Exception as err:
         return f"modelver: {printable(argv[0])}: not compared ({type(err).__name__}: {printable(str(err))})\n"
 
 
@@ -69,8 +69,8 @@ def _header(path: str, new_path: str, argv: list[str], palette: Palette) -> str:
     elif old_mode != new_mode:
         lines += [f"old mode {old_mode}", f"new mode {new_mode}"]
     lines += [line for line in (argv[8].splitlines() if len(argv) > 8 else []) if not line.startswith("index ")]
-    if old_oid.strip("0.") or new_oid.strip("0."):
-        lines.append(f"index {old_oid[:8] if old_oid != '.' else '0' * 8}..{new_oid[:8] if new_oid != '.' else '0' * 8}")
+    if old_oid.strip("0.") and new_oid.strip("0."):
+        lines.append(f"index {old_oid[:7]}..{new_oid[:7]}")
     return "".join(palette.paint("meta", printable(line)) + "\n" for line in lines)
 
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from dvc_modelver.drivers.hooks import say
 from dvc_modelver.errors import ModelverError, UsageError
@@ -125,7 +125,10 @@ def clean(repo: Repository, path: str, pieces: Iterator[bytes]) -> Iterator[byte
     with ProgressLine(f"storing {path}", total) as progress:
         hashes = repo.cache(path).store_stream(pieces, progress=progress)
     if stamp_of(file) != before:
-        raise UsageError("still being written: its size or time moved while it was read", hint=f"git add {path} when it is done")
+        raise UsageError(
+            "still being written: its size or time moved while it was read",
+            hint=f"git add {path} when it is done",
+        )
     gate = GatePointer(hashes.md5, hashes.sha256, hashes.size)
     note_gate(repo, path, gate, before)
     return iter([gate.render()])
@@ -168,8 +171,7 @@ def _peek(pieces: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
 
 def _spooled(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Read everything before the answer starts, as the protocol asks; large contents through a file."""
-    spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=8 << 20)
-    with spool:
+    with tempfile.SpooledTemporaryFile(max_size=8 << 20) as spool:
         for piece in pieces:
             spool.write(piece)
         spool.seek(0)

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         return err.exit_code
     except KeyboardInterrupt:
         return 130
-    except Exception as err:  # noqa: BLE001 - the program's edge
+    except Exception as err:
         say(report_bug(err, argv))
         say(f"hint: MODELVER_SKIP=1 git ... runs one command without modelver ({name} failed)")
         return 3
@@ -80,9 +80,7 @@ def _follow(repo: Repository, _args: list[str]) -> None:
         left = [s for s in apply_law(repo, say, describing=False, following=True) if s.action is Action.FOLLOW]
         if not left:
             return
-        wanted = {
-            seen.path: Wanted(replace(seen.model.pointer, md5=seen.decision.target)) for seen in left
-        }
+        wanted = {seen.path: Wanted(replace(seen.model.pointer, md5=seen.decision.target)) for seen in left}
         if is_in_progress(repo):
             reasons = dict.fromkeys(wanted, "not fetched in the middle of a rebase or bisect")
         else:
@@ -103,10 +101,10 @@ def is_in_progress(repo: Repository) -> bool:
 
 def _pre_push(repo: Repository, args: list[str]) -> None:
     from dvc_modelver.checks import check_commits
-    from dvc_modelver.transfer import known_refs, objects_of_commits, upload
+    from dvc_modelver.transfer import Wanted, known_refs, objects_of_commits, upload
 
     remote = args[0] if args else "origin"
-    wanted = {}
+    wanted: dict[str, Wanted] = {}
     for line in sys.stdin.read().splitlines():
         fields = line.split(" ")
         if len(fields) != 4 or fields[1] == ZERO_OID:

@@ -29,7 +29,9 @@ def read_bytes(file: str, oid: str, limit: int) -> bytes | None:
     if file == ABSENT:
         return None
     if oid.strip("0") and oid != ".":
-        done = subprocess.run(["git", "cat-file", "blob", oid], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            ["git", "cat-file", "blob", oid], capture_output=True, check=False, stdin=subprocess.DEVNULL
+        )
         if done.returncode == 0:
             return done.stdout
     try:

@@ -87,9 +87,7 @@ def _describe(
     if n_read != spec.nbytes:
         raise BadModelError(f"tensor {spec.name!r}: ended early, found {n_read} of {spec.nbytes} bytes")
     if sketch is None:
-        return TensorRow(
-            name=spec.name, dtype=spec.dtype, shape=spec.shape, role=spec.role, digest=digest.finish()
-        )
+        return TensorRow(name=spec.name, dtype=spec.dtype, shape=spec.shape, role=spec.role, digest=digest.finish())
     facts = sketch.finish()
     return TensorRow(
         name=spec.name,

@@ -149,9 +149,7 @@ def one_sided(norm: float | None, *, is_new: bool) -> Estimate:
     return _against_zero(0.0, norm) if is_new else _against_zero(norm, 0.0)
 
 
-def estimate(
-    norm_a: float | None, sketch_a: Sketch | None, norm_b: float | None, sketch_b: Sketch | None
-) -> Estimate:
+def estimate(norm_a: float | None, sketch_a: Sketch | None, norm_b: float | None, sketch_b: Sketch | None) -> Estimate:
     """Compare two tensors of equal length by their norms and sketches.
 
     A pure rescale comes out exact, and so does a change of one element. Tensors whose digests are equal

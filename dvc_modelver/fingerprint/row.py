@@ -120,7 +120,7 @@ def _is_text(value: object) -> bool:
 def _is_number(value: object) -> bool:
     if type(value) is float:
         return math.isfinite(value)
-    return type(value) is int and value.bit_length() < 1024  # noqa: PLR2004 - what a double can hold
+    return type(value) is int and value.bit_length() < 1024
 
 
 def _is_count(value: object) -> bool:

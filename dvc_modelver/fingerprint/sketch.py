@@ -234,9 +234,7 @@ class SketchAccumulator:
 
     def _add(self, values: Real) -> None:
         if self._n_seen % CHUNK or self._n_seen + values.size > self._numel:
-            raise ValueError(
-                f"{values.size} values after {self._n_seen} of {self._numel}, expected whole chunks"
-            )
+            raise ValueError(f"{values.size} values after {self._n_seen} of {self._numel}, expected whole chunks")
         low, high = _find_range(values)
         finite: NDArray[np.bool_] | None = None
         self._zeros += self._count_zeros(values, low, high)

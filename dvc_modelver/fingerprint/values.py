@@ -52,9 +52,7 @@ def make_decoder(dtype: str, scratch: NDArray[np.float32]) -> Callable[[memoryvi
         return lambda buffer: _convert(np.frombuffer(buffer, np.uint8) != 0, scratch)
     if dtype in _FP8:
         table = _fp8_table(dtype)
-        return lambda buffer: np.take(
-            table, np.frombuffer(buffer, np.uint8), out=scratch[: len(buffer)], mode="clip"
-        )
+        return lambda buffer: np.take(table, np.frombuffer(buffer, np.uint8), out=scratch[: len(buffer)], mode="clip")
     if dtype == "F16":
         return lambda buffer: _widen_f16(np.frombuffer(buffer, "<f2"), scratch)
     return lambda buffer: _convert(np.frombuffer(buffer, _STORED[dtype]), scratch)

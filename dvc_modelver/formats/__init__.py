@@ -26,9 +26,7 @@ class _Format:
 
 
 _FORMATS = (
-    _Format(
-        safetensors.FORMAT, safetensors.SUFFIXES, safetensors.is_safetensors, safetensors.SafetensorsReader
-    ),
+    _Format(safetensors.FORMAT, safetensors.SUFFIXES, safetensors.is_safetensors, safetensors.SafetensorsReader),
     _Format(npz.FORMAT, npz.SUFFIXES, npz.is_npz, npz.NpzReader),
 )
 

@@ -102,9 +102,7 @@ class NpzReader(FileReader):
             try:
                 self._archive = zipfile.ZipFile(cast("IO[bytes]", self._file))
             except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as err:
-                raise _bad(
-                    self.name, f"no readable zip archive ({quote(str(err))}), expected an .npz file"
-                ) from err
+                raise _bad(self.name, f"no readable zip archive ({quote(str(err))}), expected an .npz file") from err
             _check_archive(self._archive.infolist(), n_bytes, self.name)
             members = [self._read_member(info) for info in self._archive.infolist()]
         except BaseException:
@@ -251,9 +249,7 @@ def _check_archive(infos: list[zipfile.ZipInfo], n_file_bytes: int, name: str) -
             raise _bad(where, f"is compressed by method {info.compress_type}, expected stored or deflated")
         ratio = _DEFLATE_LIMIT if info.compress_type == zipfile.ZIP_DEFLATED else 1
         if info.file_size > info.compress_size * ratio:
-            raise _bad(
-                where, f"declares {info.file_size} bytes, which its {info.compress_size} stored cannot hold"
-            )
+            raise _bad(where, f"declares {info.file_size} bytes, which its {info.compress_size} stored cannot hold")
         n_stored_bytes += info.compress_size
         if n_stored_bytes > n_file_bytes:
             raise _bad(where, "overlaps other members: together they are larger than the file")
@@ -288,11 +284,7 @@ def _parse_npy_header(text: bytes, where: str) -> tuple[str, bool, tuple[int, ..
     descr, is_fortran, shape = header["descr"], header["fortran_order"], header["shape"]
     if isinstance(descr, list):
         raise _bad(where, "has a structured dtype, expected numbers")
-    if (
-        not isinstance(descr, str)
-        or not re.fullmatch(r"[<>|=].{1,20}", descr)
-        or not isinstance(is_fortran, bool)
-    ):
+    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=].{1,20}", descr) or not isinstance(is_fortran, bool):
         raise _bad(
             where,
             f"has descr {quote(descr)} and fortran_order {quote(is_fortran)}, expected a dtype and a bool",

@@ -85,9 +85,7 @@ class SafetensorsReader(FileReader):
     def _read_header(self) -> None:
         n_file_bytes = measure(self._file)
         if n_file_bytes < 8:
-            raise _bad(
-                self.name, f"found {n_file_bytes} bytes, expected at least the 8 of the header's length"
-            )
+            raise _bad(self.name, f"found {n_file_bytes} bytes, expected at least the 8 of the header's length")
         length = int.from_bytes(read_exactly(self._file, 0, 8, self.name), "little")
         if length > MAX_HEADER_BYTES:
             raise _bad(
@@ -123,7 +121,7 @@ def _parse_header(text: bytes, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as err:
         detail = quote(str(err).split("\n", 1)[0])
         raise _bad(name, f"the header is not JSON ({detail}), expected an object of tensors") from err
-    assert isinstance(header, dict)  # noqa: S101 - JSON text that starts with a brace is an object
+    assert isinstance(header, dict)
     return header
 
 

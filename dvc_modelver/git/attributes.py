@@ -39,7 +39,7 @@ def with_block(text: str, block: str) -> str:
 
 def without_block(text: str) -> str:
     """Give the text of a ``.gitattributes`` without our block, the rest byte for byte."""
-    start = text.find(BEGIN.split(" (")[0])
+    start = text.find(BEGIN.split(" (", maxsplit=1)[0])
     stop = text.find(END + "\n", start)
     if start < 0 or stop < 0:
         return text

@@ -14,7 +14,7 @@ from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
 ZERO_OID = "0" * 40
 
 
-class GitFailed(UsageError):
+class GitFailed(UsageError):  # noqa: N818 - what happened, not a name for a bug
     """git exited with an error; the message is its last words, `stderr` all of them."""
 
     def __init__(self, args: Sequence[str], code: int, stderr: str) -> None:
@@ -90,7 +90,15 @@ class Git:
         """Run ``git <args>`` like `run` and give its exit code as well."""
         import tempfile
 
-        command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotepath=false", *["--literal-pathspecs"] * literal, *args]
+        command = [
+            "git",
+            "-c",
+            "core.fsmonitor=false",
+            "-c",
+            "core.quotepath=false",
+            *["--literal-pathspecs"] * literal,
+            *args,
+        ]
         with tempfile.TemporaryFile() as feed:
             if stdin is not None:
                 feed.write(stdin)
@@ -263,7 +271,8 @@ def find_layout(folder: Path) -> Layout:
     bare, git_dir, common_dir, hooks_dir = out.split("\n")
     if bare == "true":
         raise UsageError(
-            f"{git_dir}: a bare repository has no work tree, expected one", hint="git clone it, then run modelver there"
+            f"{git_dir}: a bare repository has no work tree, expected one",
+            hint="git clone it, then run modelver there",
         )
     try:
         top = Path(git.text("rev-parse", "--show-toplevel"))

@@ -92,12 +92,13 @@ def find_version(
     number = _NUMBER.fullmatch(wanted)
     if number is not None:
         for pool in (versions, list(iter_versions(git, objects, path, "--all"))):
-            fits = [
-                v for v in pool if v.number == int(number[1]) and v.metadata.md5.startswith(number[2] or "")
-            ]
+            fits = [v for v in pool if v.number == int(number[1]) and v.metadata.md5.startswith(number[2] or "")]
             if len(fits) > 1:
                 names = ", ".join(f"{name}@{v.number}.{v.metadata.md5[:6]}" for v in fits)
-                raise UsageError(f"{name}@{wanted}: {len(fits)} versions have this number: {names}", hint=f"modelver log {name}")
+                raise UsageError(
+                    f"{name}@{wanted}: {len(fits)} versions have this number: {names}",
+                    hint=f"modelver log {name}",
+                )
             if fits:
                 return fits[0], fits[0].commit
         raise NotFoundError(f"{name}@{wanted}: no such version in this history", hint=f"modelver log {name}")
@@ -130,5 +131,8 @@ def version_at(objects: ObjectReader, path: str, commit: str, label: str) -> Ver
     oid = objects.find_blob(commit, metadata_path(path))
     metadata = _read(objects, oid, metadata_path(path)) if oid else None
     if metadata is None:
-        raise NotFoundError(f"{label}: its commit {commit[:8]} has no metadata of {path}", hint=f"git show --stat {commit[:8]}")
+        raise NotFoundError(
+            f"{label}: its commit {commit[:8]} has no metadata of {path}",
+            hint=f"git show --stat {commit[:8]}",
+        )
     return Version(metadata, path, commit, "", "", "")

@@ -129,7 +129,16 @@ def create_tag(git: Git, tag: str, commit: str, subject: str, record: dict[str, 
     message = f"{subject}\n\n{json.dumps(record, indent=2, ensure_ascii=False)}\n"
     options = ["--sign"] if sign else ["--annotate"]
     try:
-        git.run("tag", *options, "--cleanup=verbatim", "--file=-", "--end-of-options", tag, commit, stdin=message.encode())
+        git.run(
+            "tag",
+            *options,
+            "--cleanup=verbatim",
+            "--file=-",
+            "--end-of-options",
+            tag,
+            commit,
+            stdin=message.encode(),
+        )
     except GitFailed as err:
         if "already exists" in err.stderr:
             raise UsageError(f"{tag}: this tag is there already", hint=f"git show {tag}") from err

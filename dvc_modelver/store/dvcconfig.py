@@ -57,7 +57,12 @@ def config_files(root: Path) -> list[Path]:
 
     system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or platformdirs.site_config_dir("dvc", "iterative")
     own = os.environ.get("DVC_GLOBAL_CONFIG_DIR") or platformdirs.user_config_dir("dvc", "iterative")
-    return [Path(system) / "config", Path(own) / "config", root / ".dvc" / "config", root / ".dvc" / "config.local"]
+    return [
+        Path(system) / "config",
+        Path(own) / "config",
+        root / ".dvc" / "config",
+        root / ".dvc" / "config.local",
+    ]
 
 
 def read_settings(root: Path) -> DvcSettings:
@@ -103,5 +108,5 @@ def read_settings(root: Path) -> DvcSettings:
 def _resolved(value: str, file: Path) -> str:
     if _URL.match(value):
         return value
-    path = os.path.expanduser(value)  # noqa: PTH111 - as DVC does it
+    path = os.path.expanduser(value)
     return path if os.path.isabs(path) else os.path.normpath(file.parent / path)

@@ -112,11 +112,14 @@ def consume(path: Path, sink: Callable[[memoryview], object], *, progress: Progr
 def still_writing(path: Path) -> UsageError:
     """Give the error for a file that moved while it was read."""
     return UsageError(
-        f"{path}: still being written (its size or time moved while it was read)", hint="try again when training is done"
+        f"{path}: still being written (its size or time moved while it was read)",
+        hint="try again when training is done",
     )
 
 
-def hash_pieces(pieces: Iterable[bytes], sink: Callable[[bytes], object], *, progress: Progress | None = None) -> Hashes:
+def hash_pieces(
+    pieces: Iterable[bytes], sink: Callable[[bytes], object], *, progress: Progress | None = None
+) -> Hashes:
     """Hash a stream and hand every piece to `sink`."""
     hashes = TwoHashes()
     try:

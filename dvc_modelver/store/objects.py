@@ -19,7 +19,15 @@ from pathlib import Path
 from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ObjectCorrupt, ObjectMissing
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.store.dvcconfig import DvcSettings
-from dvc_modelver.store.hashing import FileStamp, Hashes, Progress, consume, hash_file, hash_pieces, still_writing
+from dvc_modelver.store.hashing import (
+    FileStamp,
+    Hashes,
+    Progress,
+    consume,
+    hash_file,
+    hash_pieces,
+    still_writing,
+)
 
 __all__ = ["Cache", "FileStamp", "Hashes", "hash_file"]
 
@@ -141,7 +149,13 @@ class Cache:
     # Out of the cache
 
     def materialise(
-        self, oid: str, target: Path, *, legacy: bool = False, verify: bool = False, progress: Progress | None = None
+        self,
+        oid: str,
+        target: Path,
+        *,
+        legacy: bool = False,
+        verify: bool = False,
+        progress: Progress | None = None,
     ) -> None:
         """Put an object at a path of the work tree, as ``cache.type`` says; what is there is replaced at once.
 
@@ -171,7 +185,9 @@ class Cache:
             temp.replace(target)
             _sync_folder(target.parent)
         except OSError as err:
-            raise _disk_error(err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in") from err
+            raise _disk_error(
+                err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in"
+            ) from err
         finally:
             temp.unlink(missing_ok=True)
 
@@ -189,7 +205,12 @@ class Cache:
             else:
                 self._copy_verified(source, temp, None if legacy else oid, progress)
         except OSError as err:
-            if kind in ("hardlink", "symlink") and err.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            if kind in ("hardlink", "symlink") and err.errno in (
+                errno.EXDEV,
+                errno.EPERM,
+                errno.EMLINK,
+                errno.ENOTSUP,
+            ):
                 return False
             raise
         return True
@@ -213,7 +234,9 @@ class Cache:
             self._copy_verified(source, temp, None if legacy else oid, progress)
             temp.replace(target)
         except OSError as err:
-            raise _disk_error(err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in") from err
+            raise _disk_error(
+                err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in"
+            ) from err
         finally:
             temp.unlink(missing_ok=True)
 
@@ -227,7 +250,8 @@ class Cache:
 
     def _corrupt(self, oid: str, source: Path) -> ObjectCorrupt:
         return ObjectCorrupt(
-            f"{source}: its bytes do not have the md5 {oid} that names it", hint=f"rm -f {source}; modelver pull"
+            f"{source}: its bytes do not have the md5 {oid} that names it",
+            hint=f"rm -f {source}; modelver pull",
         )
 
     def hash_object(self, oid: str, *, legacy: bool = False, progress: Progress | None = None) -> Hashes:
@@ -263,7 +287,9 @@ class Cache:
             for entry in json.loads(source.read_bytes()):
                 yield str(entry["relpath"]), str(entry["md5"])
         except (ValueError, KeyError, TypeError) as err:
-            raise BadMetadataError(f"{source}: not a folder listing of DVC's", hint=f"rm -f {source}; dvc fetch") from err
+            raise BadMetadataError(
+                f"{source}: not a folder listing of DVC's", hint=f"rm -f {source}; dvc fetch"
+            ) from err
 
 
 def _write_all(fd: int, data: memoryview | bytes) -> None:
@@ -312,5 +338,3 @@ def _disk_error(err: OSError, folder: Path, needed: int, what: str) -> Environme
         need = f"{human_bytes(needed)} needed, " if needed else ""
         return EnvironmentFailed(f"{what} {folder}: the disk is full ({need}{free} free)", hint=f"df -h {folder}")
     return EnvironmentFailed(f"{what} {folder}: {err.strerror or err}", hint=f"ls -ld {folder}")
-
-

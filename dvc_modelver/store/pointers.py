@@ -74,7 +74,10 @@ def _load(text: bytes, file: str) -> Mapping[str, Any]:
     if len(text) > MAX_POINTER_BYTES:
         raise BadMetadataError(f"{file}: {len(text)} bytes, expected at most {MAX_POINTER_BYTES}")
     if re.search(rb"^<<<<<<< ", text, re.MULTILINE):
-        raise BadMetadataError(f"{file}: found conflict markers, expected YAML", hint=f"resolve the conflict in {file}, then git add {file}")
+        raise BadMetadataError(
+            f"{file}: found conflict markers, expected YAML",
+            hint=f"resolve the conflict in {file}, then git add {file}",
+        )
     try:
         data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as err:
@@ -83,14 +86,19 @@ def _load(text: bytes, file: str) -> Mapping[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, Mapping):
-        raise BadMetadataError(f"{file}: found {type(data).__name__}, expected a mapping", hint=f"git checkout HEAD -- {file}")
+        raise BadMetadataError(
+            f"{file}: found {type(data).__name__}, expected a mapping", hint=f"git checkout HEAD -- {file}"
+        )
     return data
 
 
 def _entries(data: Mapping[str, Any], key: str, file: str) -> list[Mapping[str, Any]]:
     found = data.get(key) or []
     if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
-        raise BadMetadataError(f"{file}: {key} is {found!r:.60}, expected a list of mappings", hint=f"git checkout HEAD -- {file}")
+        raise BadMetadataError(
+            f"{file}: {key} is {found!r:.60}, expected a list of mappings",
+            hint=f"git checkout HEAD -- {file}",
+        )
     return found
 
 
@@ -99,11 +107,16 @@ def _pointer(
 ) -> Pointer | None:
     path, md5, size = out.get("path"), out.get("md5"), out.get("size")
     if not isinstance(path, str):
-        raise BadMetadataError(f"{file}: an output's path is {path!r:.60}, expected a text", hint=f"git checkout HEAD -- {file}")
+        raise BadMetadataError(
+            f"{file}: an output's path is {path!r:.60}, expected a text", hint=f"git checkout HEAD -- {file}"
+        )
     if path.startswith("/") or _URL.match(path):
         return None
     if md5 is not None and not (isinstance(md5, str) and _MD5.fullmatch(md5)):
-        raise BadMetadataError(f"{file}: md5 of {path} is {md5!r:.60}, expected 32 hex digits", hint=f"git checkout HEAD -- {file}")
+        raise BadMetadataError(
+            f"{file}: md5 of {path} is {md5!r:.60}, expected 32 hex digits",
+            hint=f"git checkout HEAD -- {file}",
+        )
     where = posixpath.normpath(posixpath.join(base, path))
     if where.startswith("../") or where == "..":
         return None
@@ -200,9 +213,7 @@ def read_lock_stage(text: bytes, stage: str, file: str = "dvc.lock") -> LockStag
     entry = _stages(_load(text, file)).get(stage)
     if not isinstance(entry, Mapping):
         return LockStage()
-    deps = tuple(
-        Dependency(str(d.get("path")), d.get("md5"), d.get("size")) for d in _entries(entry, "deps", file)
-    )
+    deps = tuple(Dependency(str(d.get("path")), d.get("md5"), d.get("size")) for d in _entries(entry, "deps", file))
     params = entry.get("params")
     return LockStage(
         cmd=entry.get("cmd") or "",
@@ -215,7 +226,8 @@ def read_lock_stage(text: bytes, stage: str, file: str = "dvc.lock") -> LockStag
 
 
 def _edited(text: str, file: str, edit: Callable[[Any], None]) -> str:
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -296,9 +308,9 @@ def replace_lock_stage(text: str, stage: str, other: str) -> str:
     """
     from ruamel.yaml import YAML
 
-    source = YAML().load(other) or {}
-    stages = source.get("stages") if "schema" in source else source
-    if stage not in (stages or {}):
+    source: Any = YAML().load(other) or {}
+    stages: Any = (source.get("stages") if "schema" in source else source) or {}
+    if stage not in stages:
         raise BadMetadataError(f"dvc.lock: the version asked for has no stage {stage!r}", hint="modelver log NAME")
 
     def edit(data: Any) -> None:

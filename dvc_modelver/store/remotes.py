@@ -118,7 +118,9 @@ class Remote:
                     result = self._repo.cloud.push(self._infos(group, legacy), remote=self.name)
                     failed |= {info.value for info in result.failed}
         if failed and said:
-            raise EnvironmentFailed(f"{self.url}: upload failed: {said[-1]}", hint="git push again: it goes on where it stopped")
+            raise EnvironmentFailed(
+                f"{self.url}: upload failed: {said[-1]}", hint="git push again: it goes on where it stopped"
+            )
         return PushResult(frozenset(oids - failed), frozenset(failed))
 
     def _files_of_folders(self, oids: set[str], legacy: set[str] | frozenset[str]) -> set[str]:
@@ -173,7 +175,10 @@ class Remote:
         with _quiet(), _explained(self.url):
             odb = self._odb(legacy=False)
             try:
-                return cast("BinaryIO", odb.fs.fs.open(odb.oid_to_path(oid), "rb", block_size=1 << 16, cache_type="readahead"))
+                return cast(
+                    "BinaryIO",
+                    odb.fs.fs.open(odb.oid_to_path(oid), "rb", block_size=1 << 16, cache_type="readahead"),
+                )
             except FileNotFoundError as err:
                 raise ObjectMissing(f"object {oid[:8]}: not on {self.url}", hint="modelver fsck --remote") from err
 
@@ -189,7 +194,17 @@ def _quiet() -> Iterator[list[str]]:
                 detail = record.exc_info[1] if record.exc_info else None
                 said.append(_one_line(detail) if detail is not None else record.getMessage().splitlines()[0])
 
-    names = ("dvc", "dvc_data", "dvc_objects", "dvc_s3", "s3fs", "botocore", "aiobotocore", "fsspec", "asyncio")
+    names = (
+        "dvc",
+        "dvc_data",
+        "dvc_objects",
+        "dvc_s3",
+        "s3fs",
+        "botocore",
+        "aiobotocore",
+        "fsspec",
+        "asyncio",
+    )
     loggers = [logging.getLogger(name) for name in names]
     before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
     handler = Collect()
@@ -218,11 +233,15 @@ def _one_line(err: BaseException) -> str:
     return f"{text[:200]}" if text else type(err).__name__
 
 
-_CREDENTIALS = ("NoCredentials", "PartialCredentials", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "TokenRefresh",
-                "Unable to locate credentials", "ProfileNotFound", "AuthError", "CredentialRetrieval")  # fmt: skip
+_CREDENTIALS = (
+    "NoCredentials", "PartialCredentials", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
+    "TokenRefresh", "Unable to locate credentials", "ProfileNotFound", "AuthError", "CredentialRetrieval",
+)  # fmt: skip
 _FORBIDDEN = ("AccessDenied", "Forbidden", "403", "PermissionError")
-_NETWORK = ("EndpointConnection", "ConnectTimeout", "ReadTimeout", "Connection", "ConnectError", "gaierror", "Name or service", "Temporary failure",
-            "Cannot connect", "timed out")  # fmt: skip
+_NETWORK = (
+    "EndpointConnection", "ConnectTimeout", "ReadTimeout", "Connection", "ConnectError", "gaierror",
+    "Name or service", "Temporary failure", "Cannot connect", "timed out",
+)  # fmt: skip
 
 
 @contextmanager
@@ -246,17 +265,30 @@ def _explain(err: Exception, url: str) -> EnvironmentFailed:
         node = node.__cause__ or node.__context__
     text = " | ".join(f"{type(e).__name__}: {e}" for e in chain)
     said = _one_line(err) or type(err).__name__
-    if any(type(e).__name__ in ("RemoteMissingDepsError", "MissingDepsError") or isinstance(e, ImportError) for e in chain):
-        scheme = url.split("://")[0]
-        return EnvironmentFailed(f"{url}: what this remote needs is not installed ({said})", hint=f"pip install 'dvc-modelver[{scheme}]'")
+    if any(
+        type(e).__name__ in ("RemoteMissingDepsError", "MissingDepsError") or isinstance(e, ImportError) for e in chain
+    ):
+        scheme = url.split("://", maxsplit=1)[0]
+        return EnvironmentFailed(
+            f"{url}: what this remote needs is not installed ({said})",
+            hint=f"pip install 'dvc-modelver[{scheme}]'",
+        )
     if "NoSuchBucket" in text or (url.startswith("s3://") and any(isinstance(e, FileNotFoundError) for e in chain)):
         return EnvironmentFailed(f"{url}: no such bucket", hint="create the bucket, or: dvc remote modify NAME url URL")
     if any(word in text for word in _CREDENTIALS):
-        return EnvironmentFailed(f"{url}: no valid credentials ({said})", hint="aws configure; or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        return EnvironmentFailed(
+            f"{url}: no valid credentials ({said})",
+            hint="aws configure; or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
     if any(word in text for word in _FORBIDDEN):
-        return EnvironmentFailed(f"{url}: access refused ({said})", hint="check the credentials and the rights of this remote")
+        return EnvironmentFailed(
+            f"{url}: access refused ({said})", hint="check the credentials and the rights of this remote"
+        )
     if any(word in text for word in _NETWORK):
-        return EnvironmentFailed(f"{url}: cannot be reached ({said})", hint="check the network and the endpoint URL; then the same command again")
+        return EnvironmentFailed(
+            f"{url}: cannot be reached ({said})",
+            hint="check the network and the endpoint URL; then the same command again",
+        )
     if any(isinstance(e, OSError) and e.errno == 28 for e in chain):
         return EnvironmentFailed(f"{url}: the disk is full ({said})", hint="df -h")
     return EnvironmentFailed(f"{url}: {said}", hint="modelver doctor")

@@ -77,7 +77,7 @@ def read_contents(file: Path, name: str, hashes: Hashes | None = None, *, progre
     def run() -> None:
         try:
             found.append(hash_file(file))
-        except BaseException as err:  # noqa: BLE001 - carried to the caller's thread
+        except BaseException as err:
             found.append(err)
 
     hashing = threading.Thread(target=run)
@@ -224,7 +224,15 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
         return None
     wanted = f'"md5": "{md5}"'.encode()
     out = repo.git.run(
-        "log", "--format=%H", "--raw", "--no-abbrev", "--no-renames", "--diff-merges=first-parent", "HEAD", "--", metadata_path(path)
+        "log",
+        "--format=%H",
+        "--raw",
+        "--no-abbrev",
+        "--no-renames",
+        "--diff-merges=first-parent",
+        "HEAD",
+        "--",
+        metadata_path(path),
     )
     commit = ""
     for line in out.decode("utf-8", "replace").splitlines():

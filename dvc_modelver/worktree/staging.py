@@ -118,7 +118,8 @@ class Stager:
         if file.is_file() and self.repo.cache(path).store_file(file, link=False).md5 == md5:
             return
         raise RefusedError(
-            f"{path}: its object {md5} is not in the DVC cache any more, and the file changed", hint=f"git add {path}"
+            f"{path}: its object {md5} is not in the DVC cache any more, and the file changed",
+            hint=f"git add {path}",
         )
 
     def _model_md5(self, path: str) -> str | None:
@@ -219,7 +220,10 @@ class Stager:
     def _describe_pending(self, path: str, pointer: Pointer) -> None:
         seen = next(iter(self.keeper.look(only=[path])), None)
         if seen is None or seen.md5 is None:
-            raise RefusedError(f"{path}: metadata is pending, but the model is gone", hint=f"git restore {metadata_path(path)}")
+            raise RefusedError(
+                f"{path}: metadata is pending, but the model is gone",
+                hint=f"git restore {metadata_path(path)}",
+            )
         self._refuse_outside(seen)
         try:
             self.tracker.add(path, pointer)
@@ -229,7 +233,10 @@ class Stager:
     def _describe_object(self, path: str, pointer: Pointer) -> None:
         """Write metadata for a pointer that was staged without: ``dvc add`` or ``dvc repro`` by hand."""
         if pointer.md5 is None or not self._check_object(path, pointer):
-            self.keeper.say(f"{path}: metadata cannot be written without the object\nhint: modelver pull {path} && modelver refresh {path}")
+            self.keeper.say(
+                f"{path}: metadata cannot be written without the object\n"
+                f"hint: modelver pull {path} && modelver refresh {path}"
+            )
             return
         cache = self.repo.cache(path)
         with_hashes = self._known_hashes(path, pointer.md5) or cache.hash_object(pointer.md5, legacy=pointer.legacy)
@@ -280,12 +287,9 @@ class Stager:
     def _name_left_out(self) -> None:
         view = self.repo.index()
         for seen in self.keeper.look():
-            if seen.action is Action.DESCRIBE and seen.model.metadata is not None:
+            retrained = seen.action is Action.DESCRIBE and seen.model.metadata is not None
+            if retrained or seen.is_unstaged(view.read(metadata_path(seen.path))):
                 self.keeper.say(f"not in this commit: {seen.path} was retrained (git commit -a takes it in)")
-            elif seen.action is Action.NOTHING and seen.model.metadata is not None:
-                staged = view.read(metadata_path(seen.path))
-                if staged is not None and seen.md5 is not None and seen.md5.encode() not in staged:
-                    self.keeper.say(f"not in this commit: {seen.path} was retrained (git commit -a takes it in)")
 
 
 # What the clean filter and the hooks leave for each other in .git/modelver

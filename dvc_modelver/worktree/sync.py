@@ -19,7 +19,16 @@ from dvc_modelver.store.objects import Hashes, hash_file
 from dvc_modelver.store.pointers import Pointer, write_pointer
 from dvc_modelver.worktree.describe import Description, describe, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
-from dvc_modelver.worktree.state import ABSENT, UNSETTLED, Row, State, read_state, stamp_of, write_file, write_state
+from dvc_modelver.worktree.state import (
+    ABSENT,
+    UNSETTLED,
+    Row,
+    State,
+    read_state,
+    stamp_of,
+    write_file,
+    write_state,
+)
 
 Say = Callable[[str], None]
 
@@ -47,13 +56,24 @@ class Seen:
         """The model's path."""
         return self.model.path
 
+    def is_unstaged(self, staged: bytes | None) -> bool:
+        """Whether model and metadata agree, but the metadata in the index is another version's.
+
+        Args:
+            staged: The metadata file as the index has it; None where it has none.
+        """
+        settled = self.action in (Action.NOTHING, Action.AGREE) and self.model.metadata is not None
+        return settled and self.md5 is not None and self.md5.encode() not in (staged or b"")
+
     @property
     def action(self) -> Action:
         """What is to be done."""
         return self.decision.action
 
 
-def look(repo: Repository, state: State, *, max_bytes: int | None = None, only: Iterable[str] | None = None) -> list[Seen]:
+def look(
+    repo: Repository, state: State, *, max_bytes: int | None = None, only: Iterable[str] | None = None
+) -> list[Seen]:
     """Look at every model of the work tree, hashing only those whose stamp moved.
 
     Args:

@@ -11,7 +11,6 @@ from pathlib import Path
 from dvc_modelver.errors import UsageError
 from dvc_modelver.metadata import TrainingFacts, metadata_path, table_path
 from dvc_modelver.progress import ProgressLine
-from dvc_modelver.repository import Repository
 from dvc_modelver.store.objects import Hashes
 from dvc_modelver.store.pointers import Pointer, write_pointer
 from dvc_modelver.worktree.describe import Description, describe, read_contents
@@ -191,5 +190,3 @@ def _read(path: Path) -> str:
         return path.read_bytes().decode("utf-8", "surrogateescape")
     except OSError:
         return ""
-
-

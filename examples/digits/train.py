@@ -1,6 +1,7 @@
 """Train a small network on the digits with plain numpy; weights in safetensors, results in metrics.json."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,7 @@ x_val, y_val, x, y = x[:n_val], y[:n_val], x[n_val:], y[n_val:]
 
 widths = [64, params["hidden"], params["hidden"], 10]
 names = ["layers.0", "layers.1", "head"]
-weights = [
-    (rng.standard_normal((o, i)) * np.sqrt(2 / i)).astype(np.float32)
-    for i, o in zip(widths, widths[1:], strict=False)
-]
+weights = [(rng.standard_normal((o, i)) * np.sqrt(2 / i)).astype(np.float32) for i, o in pairwise(widths)]
 biases = [np.zeros(o, np.float32) for o in widths[1:]]
 momenta = [np.zeros_like(w) for w in weights]
 

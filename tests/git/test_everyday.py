@@ -41,7 +41,12 @@ def test_add_and_commit_put_only_the_pointer_into_git(sandbox: Sandbox) -> None:
     sandbox.git("add", ".")
     sandbox.git("commit", "-q", "-m", "one")
     files = set(sandbox.git("ls-tree", "-r", "--name-only", "HEAD").split())
-    assert {f"{MODEL}.dvc", f"{MODEL}.modelver.json", f"{MODEL}.modelver.tensors", "models/.gitignore"} <= files
+    assert {
+        f"{MODEL}.dvc",
+        f"{MODEL}.modelver.json",
+        f"{MODEL}.modelver.tensors",
+        "models/.gitignore",
+    } <= files
     assert MODEL not in files
     assert sandbox.cached(md5)
     assert sandbox.git("status", "--porcelain") == ""
@@ -154,7 +159,9 @@ def test_plain_dvc_finds_everything(pushed: Sandbox) -> None:
     assert pushed.cached(pushed.md5(MODEL))
 
 
-@pytest.mark.parametrize("name", ["mo dèle.safetensors", "it's \"x\".safetensors", "-dash.safetensors", "tab\there.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["mo dèle.safetensors", 'it\'s "x".safetensors', "-dash.safetensors", "tab\there.safetensors"]
+)
 def test_names_of_any_kind(sandbox: Sandbox, name: str) -> None:
     path = f"wéights dir/{name}"
     first = sandbox.train(path, 1)
@@ -324,7 +331,7 @@ def test_existing_hooks_run_first_and_come_back(tmp_path: Path) -> None:
     box.git("init", "-q")
     hook = box.path / ".git/hooks/pre-commit"
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text("#!/bin/sh\necho ran >> \"$(git rev-parse --git-dir)/ran\"\n")
+    hook.write_text('#!/bin/sh\necho ran >> "$(git rev-parse --git-dir)/ran"\n')
     hook.chmod(0o755)
     before = hook.read_bytes()
     box.modelver("init")
@@ -347,10 +354,14 @@ def test_install_refuses_a_hooks_folder_outside_the_clone(sandbox: Sandbox) -> N
 
 
 def test_init_twice_changes_nothing(sandbox: Sandbox) -> None:
-    before = {p: p.read_bytes() for p in sandbox.path.rglob("*") if p.is_file() and "tmp" not in p.parts and p.name != "index"}
+    before = {
+        p: p.read_bytes() for p in sandbox.path.rglob("*") if p.is_file() and "tmp" not in p.parts and p.name != "index"
+    }
     out = sandbox.modelver("init")
     assert "wrote" not in out
-    after = {p: p.read_bytes() for p in sandbox.path.rglob("*") if p.is_file() and "tmp" not in p.parts and p.name != "index"}
+    after = {
+        p: p.read_bytes() for p in sandbox.path.rglob("*") if p.is_file() and "tmp" not in p.parts and p.name != "index"
+    }
     assert {str(p) for p in before.keys() ^ after.keys()} <= {str(sandbox.path / ".git/modelver/lock")}
     assert all(before[p] == after[p] for p in before.keys() & after.keys())
 

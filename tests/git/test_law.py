@@ -48,7 +48,9 @@ K, NEW, OTHER = "a" * 32, "b" * 32, "c" * 32
         (K, NEW, None, Action.FOLLOW, NEW),
     ],
 )
-def test_decision(model: str | None, metadata: str | None, pointer: str | None, action: Action, target: str | None) -> None:
+def test_decision(
+    model: str | None, metadata: str | None, pointer: str | None, action: Action, target: str | None
+) -> None:
     found = decide(K, model, metadata, pointer)
     assert (found.action, found.target) == (action, target)
 

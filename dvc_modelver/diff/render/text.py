@@ -34,7 +34,12 @@ PLAIN = Palette("", "", "", "", "")
 
 
 def render_text(
-    change: ModelDiff, *, width: int = 80, palette: Palette = PLAIN, unicode: bool = True, all_tensors: bool = False
+    change: ModelDiff,
+    *,
+    width: int = 80,
+    palette: Palette = PLAIN,
+    unicode: bool = True,
+    all_tensors: bool = False,
 ) -> str:
     """Give the report of one model, with a final newline.
 
@@ -47,7 +52,11 @@ def render_text(
     """
     out = [_headline(change, palette, unicode), *_summary(change, unicode)]
     out += _tensor_lines(change, width, palette, all_tensors)
-    for title, facts in (("hyper-parameters", change.hyperparameters), ("metrics", change.metrics), ("data", change.data)):
+    for title, facts in (
+        ("hyper-parameters", change.hyperparameters),
+        ("metrics", change.metrics),
+        ("data", change.data),
+    ):
         out += _fact_lines(title, facts, palette, unicode)
     return "".join(line.rstrip() + "\n" for line in out)
 
@@ -105,7 +114,10 @@ def _tensor_lines(change: ModelDiff, width: int, palette: Palette, all_tensors: 
         out.append(f"    and {len(lines) - len(shown)} more lines (modelver diff --all-tensors)")
     if not all_tensors:
         if same:
-            out.append(f"  = {_plural(len(same), 'tensor')} unchanged" + (f" ({_examples(same, width - 34)})" if len(same) < 4 else ""))
+            out.append(
+                f"  = {_plural(len(same), 'tensor')} unchanged"
+                + (f" ({_examples(same, width - 34)})" if len(same) < 4 else "")
+            )
         if state:
             moved = sum(t.change != "unchanged" for t in state)
             out.append(f"    optimizer state: {moved} of {_plural(len(state), 'tensor')} changed, not counted above")
@@ -127,7 +139,8 @@ def _columns(lines: Sequence[Line], width: int, palette: Palette) -> list[str]:
     out = [palette.paint("frag", head.rstrip())]
     for line, name, shape, l2, cosine in cells:
         sign = _SIGN[line.change]
-        text = f"  {sign} {_squeezed(name, name_w):<{name_w}}  {_squeezed(shape, shape_w):<{shape_w}}  {l2:>{l2_w}}  {cosine:>{cos_w}}"
+        left = f"{_squeezed(name, name_w):<{name_w}}  {_squeezed(shape, shape_w):<{shape_w}}"
+        text = f"  {sign} {left}  {l2:>{l2_w}}  {cosine:>{cos_w}}"
         style = {"added": "new", "removed": "old"}.get(line.change, "")
         out.append(palette.paint(style, text.rstrip()))
         first = line.tensors[0]
@@ -137,7 +150,9 @@ def _columns(lines: Sequence[Line], width: int, palette: Palette) -> list[str]:
 
 
 def _shapes(line: Line) -> str:
-    found = list(dict.fromkeys(_shape(t.old.shape if t.old else None, t.new.shape if t.new else None) for t in line.tensors))
+    found = list(
+        dict.fromkeys(_shape(t.old.shape if t.old else None, t.new.shape if t.new else None) for t in line.tensors)
+    )
     dtypes = {(t.old.dtype, t.new.dtype) for t in line.tensors if t.old and t.new and t.old.dtype != t.new.dtype}
     cast = f" {'>'.join(dtypes.pop())}" if len(dtypes) == 1 else ""
     return (found[0] if len(found) == 1 else f"{len(found)} shapes") + cast
@@ -232,4 +247,8 @@ def _squeezed(text: str, width: int) -> str:
 
 def printable(text: str) -> str:
     """Escape control characters, so that a name from a file cannot steer the terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    )
