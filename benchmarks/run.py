@@ -79,10 +79,9 @@ class Tool:
 
 
 GIT = "git init -q -b main . && git init -q --bare {remote}.git && git remote add origin {remote}.git"
-DVC = (
-    GIT
-    + " && dvc init -q && dvc config core.analytics false && dvc remote add -q -d store {remote} && git add . && git commit -q -m init"
-)
+INIT = " && git add . && git commit -q -m init"
+DVC = GIT + " && dvc init -q && dvc config core.analytics false && dvc remote add -q -d store {remote}" + INIT
+LFS = GIT + f" && git lfs install --local > /dev/null && git lfs track {MODEL} > /dev/null" + INIT
 TOOLS = [
     Tool(
         "modelver",
@@ -163,7 +162,7 @@ def run_once(tool: Tool, versions: list[Path], scratch: Path, results: dict[str,
     (home / ".gitconfig").write_text(
         "[user]\nname = b\nemail = b@x\n[advice]\ndetachedHead = false\n[core]\npager = cat\n"
     )
-    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") and k != "PYTHONDONTWRITEBYTECODE"}
     env |= {
         "HOME": str(home),
         "DVC_NO_ANALYTICS": "1",

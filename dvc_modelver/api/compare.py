@@ -165,7 +165,7 @@ def _retrained(repo: Repository) -> dict[str, Side]:
     for seen in look(repo, read_state(repo.layout.state_dir)):
         if seen.action is not Action.DESCRIBE or seen.md5 is None:
             continue
-        contents = read_contents(repo.top / seen.path, seen.path, seen.hashes)
+        contents = seen.contents or read_contents(repo.top / seen.path, seen.path)
         if contents.hashes.md5 != (seen.model.metadata.md5 if seen.model.metadata else None):
             found[seen.path] = _contents_side(repo, seen.model, contents)
     return found

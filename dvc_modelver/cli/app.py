@@ -205,7 +205,7 @@ def add(
     json: JsonFlag = False,
 ) -> None:
     """Track models: weights to the DVC cache; pointer, metadata and tensor table staged for Git."""
-    facts = {"metrics": _values(metric, "--metric"), "params": _values(param, "--param")}
+    metrics, params = _values(metric, "--metric"), _values(param, "--param")
     made = api.add(
         *(paths or []),
         update=update,
@@ -214,7 +214,8 @@ def add(
         name=name,
         data=data or [],
         say=say,
-        **facts,
+        metrics=metrics,
+        params=params,
     )
     if json:
         emit_json({"models": [m.to_dict() for m in made]})

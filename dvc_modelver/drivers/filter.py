@@ -21,6 +21,7 @@ from dvc_modelver.worktree.state import stamp_of
 
 MAX_PACKET = 65516
 FLUSH = b"0000"
+PIPE_BYTES = 1 << 20
 
 
 class Packets:
@@ -75,6 +76,7 @@ class Packets:
 
 def main(_argv: list[str]) -> int:
     """Serve Git until it closes the pipe."""
+    _widen(sys.stdin.fileno())
     packets = Packets(sys.stdin.buffer, sys.stdout.buffer)
     try:
         list(packets.read_all())
@@ -90,6 +92,16 @@ def main(_argv: list[str]) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _widen(pipe: int) -> None:
+    """Let Git write more at a time, where the system knows how (Linux): fewer switches between the two."""
+    import fcntl
+
+    try:
+        fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_BYTES)
+    except OSError:
+        pass
 
 
 def _serve(repo: Repository, packets: Packets, fields: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from dvc_modelver.errors import EnvironmentFailed, UsageError
 
 BUFFER_BYTES = 4 << 20
 Progress = Callable[[int], None]
+Sink = Callable[[memoryview | bytes], object]
 
 
 @dataclass(frozen=True)
@@ -41,26 +42,44 @@ class FileStamp:
         return cls(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
 
 
-class TwoHashes:
-    """md5 and sha256 of the same bytes; sha256 runs in a thread, since hashlib gives up the GIL."""
+class Hasher:
+    """md5 and sha256 of the same bytes, which also go to a sink.
 
-    def __init__(self) -> None:
+    md5 takes most of the time, so sha256 and the sink run in a thread beside it: hashlib and writes give up the
+    interpreter's lock.
+    """
+
+    def __init__(self, sink: Sink | None = None) -> None:
         self._md5, self._sha256, self._size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
+        self._sink = sink
         self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(maxsize=1)
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while (data := self._queue.get()) is not None:
-            self._sha256.update(data)
+            try:
+                if self._error is None:
+                    self._sha256.update(data)
+                    if self._sink is not None:
+                        self._sink(data)
+            except BaseException as err:  # carried to the caller's thread
+                self._error = err
             self._queue.task_done()
 
     def update(self, data: memoryview | bytes) -> None:
-        """Take in bytes; they may be overwritten after it returns."""
+        """Take in bytes; they may be overwritten after it returns.
+
+        Raises:
+            OSError: The sink could not write.
+        """
         self._queue.put(data)
         self._md5.update(data)
         self._size += len(data)
         self._queue.join()
+        if self._error is not None:
+            raise self._error
 
     def finish(self) -> Hashes:
         """Give the digests."""
@@ -77,26 +96,25 @@ def hash_file(path: Path, *, progress: Progress | None = None) -> Hashes:
         EnvironmentFailed: It cannot be read.
     """
     try:
-        return consume(path, lambda _data: None, progress=progress)
+        return consume(path, None, progress=progress)
     except OSError as err:
         raise EnvironmentFailed(f"{path}: cannot be read ({err.strerror})", hint=f"ls -l {path}") from err
 
 
-def consume(path: Path, sink: Callable[[memoryview], object], *, progress: Progress | None = None) -> Hashes:
+def consume(path: Path, sink: Sink | None, *, progress: Progress | None = None) -> Hashes:
     """Read a file once, hash it and hand every buffer to `sink`.
 
     Raises:
         UsageError: The file was written while it was read.
         OSError: It cannot be read, or `sink` cannot write.
     """
-    hashes = TwoHashes()
+    hashes = Hasher(sink)
     buffer = memoryview(bytearray(BUFFER_BYTES))
     try:
         with path.open("rb", buffering=0) as file:
             before = FileStamp.of(file.fileno())
             while n := file.readinto(buffer):
                 hashes.update(buffer[:n])
-                sink(buffer[:n])
                 if progress is not None:
                     progress(n)
             after = FileStamp.of(file.fileno())
@@ -117,17 +135,19 @@ def still_writing(path: Path) -> UsageError:
     )
 
 
-def hash_pieces(
-    pieces: Iterable[bytes], sink: Callable[[bytes], object], *, progress: Progress | None = None
-) -> Hashes:
-    """Hash a stream and hand every piece to `sink`."""
-    hashes = TwoHashes()
+def hash_pieces(pieces: Iterable[bytes], sink: Sink, *, progress: Progress | None = None) -> Hashes:
+    """Hash a stream and hand its bytes to `sink`, in larger pieces than they came in."""
+    hashes = Hasher(sink)
+    batch = bytearray()
     try:
         for piece in pieces:
-            hashes.update(piece)
-            sink(piece)
+            batch += piece
+            if len(batch) >= BUFFER_BYTES:
+                hashes.update(memoryview(bytes(batch)))
+                batch.clear()
             if progress is not None:
                 progress(len(piece))
+        hashes.update(bytes(batch))
     except BaseException:
         hashes.finish()
         raise

@@ -33,6 +33,7 @@ __all__ = ["Cache", "FileStamp", "Hashes", "hash_file"]
 
 TEMP_FOLDER = "modelver.tmp"
 STALE_S = 24 * 3600
+COPY_BYTES = 64 << 20
 MAX_LISTING_BYTES = 1 << 30
 
 
@@ -59,12 +60,15 @@ class Cache:
 
     # Into the cache
 
-    def store_file(self, path: Path, *, link: bool, progress: Progress | None = None) -> Hashes:
+    def store_file(
+        self, path: Path, *, link: bool, known: Hashes | None = None, progress: Progress | None = None
+    ) -> Hashes:
         """Put a file's bytes into the cache, reading it once.
 
         Args:
             path: The file; it stays where it is.
             link: Replace it by a link to the object, where ``cache.type`` prefers links.
+            known: Its digests, where the caller knows that it did not move since they were taken.
             progress: Called with the number of bytes read since the last call.
 
         Raises:
@@ -75,7 +79,9 @@ class Cache:
             return hash_file(path, progress=progress)  # a link to the cache already: the bytes are there
         stamp = FileStamp.of(path)
         with self._new_object(path, stamp.size) as temp:
-            hashes = self._copy_in(path, temp, progress)
+            if known is not None:
+                _copy_bytes(path, temp, progress)
+            hashes = known or self._copy_in(path, temp, progress)
             if FileStamp.of(path) != stamp:
                 raise still_writing(path)
             self._publish(temp, hashes.md5)
@@ -290,6 +296,17 @@ class Cache:
             raise BadMetadataError(
                 f"{source}: not a folder listing of DVC's", hint=f"rm -f {source}; dvc fetch"
             ) from err
+
+
+def _copy_bytes(source: Path, target: Path, progress: Progress | None) -> None:
+    """Copy a file inside the kernel, or by reflink, and sync it."""
+    if _reflink(source, target):
+        return
+    with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
+        while n := os.sendfile(new.fileno(), old.fileno(), None, COPY_BYTES):
+            if progress is not None:
+                progress(n)
+        os.fsync(new.fileno())
 
 
 def _write_all(fd: int, data: memoryview | bytes) -> None:

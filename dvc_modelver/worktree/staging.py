@@ -258,7 +258,7 @@ class Stager:
         if cache.has(md5, legacy=pointer.legacy):
             return True
         if self._model_md5(path) == md5:
-            self.tracker.store(path)
+            self.tracker.store(path, self._known_hashes(path, md5))
             return True
         self.keeper.say(f"{path}: object {md5[:8]} is not in the DVC cache; git push will look for it on the remote")
         return False

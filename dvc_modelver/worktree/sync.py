@@ -14,10 +14,11 @@ from dvc_modelver.metadata import (
     metadata_path,
     table_path,
 )
+from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import CommitView, Repository, TrackedModel
-from dvc_modelver.store.objects import Hashes, hash_file
+from dvc_modelver.store.objects import Hashes
 from dvc_modelver.store.pointers import Pointer, write_pointer
-from dvc_modelver.worktree.describe import Description, describe, read_contents
+from dvc_modelver.worktree.describe import Contents, Description, describe, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
 from dvc_modelver.worktree.state import (
     ABSENT,
@@ -41,7 +42,7 @@ class Seen:
         agreed: K.
         md5: M; None for no file; starts with ``?`` when the file was too large to hash now.
         stamp: The model file's stamp when it was looked at.
-        sha256: Known only when the file was hashed just now.
+        contents: Known only when the file was read just now.
     """
 
     model: TrackedModel
@@ -49,7 +50,7 @@ class Seen:
     md5: str | None
     stamp: str
     decision: Decision
-    hashes: Hashes | None = None
+    contents: Contents | None = None
 
     @property
     def path(self) -> str:
@@ -91,7 +92,7 @@ def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | N
     row = state.rows.get(model.path)
     agreed = row.agreed or None if row is not None else committed_md5(repo, model.path)
     file = repo.top / model.path
-    stamp, md5, hashes = stamp_of(file), None, None
+    stamp, md5, contents = stamp_of(file), None, None
     if stamp != ABSENT:
         if row is not None and row.md5 and row.model_stamp == stamp:
             md5 = row.md5
@@ -99,13 +100,14 @@ def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | N
             md5 = f"?{stamp}"
         else:
             before = time.time_ns()
-            hashes = hash_file(file)
-            md5, stamp = hashes.md5, stamp_of(file, at_ns=before)
+            with ProgressLine(f"reading {model.path}", file.stat().st_size) as progress:
+                contents = read_contents(file, model.path, progress=progress)
+            md5, stamp = contents.hashes.md5, stamp_of(file, at_ns=before)
     described = model.metadata.md5 if model.metadata is not None else None
     decision = decide(agreed, md5, described, model.pointer.md5)
     if model.problem:
         decision = Decision(Action.CONFLICT if decision.action is not Action.NOTHING else Action.NOTHING)
-    return Seen(model, agreed, md5, stamp, decision, hashes)
+    return Seen(model, agreed, md5, stamp, decision, contents)
 
 
 def committed_md5(repo: Repository, path: str) -> str | None:
@@ -186,13 +188,14 @@ class Keeper:
         """
         before = time.time_ns()
         file = self.repo.top / seen.path
-        contents = read_contents(file, seen.path, seen.hashes, progress=progress)
+        stamp = seen.stamp if seen.contents is not None else stamp_of(file, at_ns=before)
+        contents = seen.contents or read_contents(file, seen.path, progress=progress)
         made = describe(self.repo, seen.path, contents, view=self.repo.work_tree, pointer=seen.model.pointer,
                         facts=facts, declared_by=declared_by, name=name)  # fmt: skip
         write_description(self.repo, seen.path, made)
         md5 = contents.hashes.md5
         write_dvc_pointer(self.repo, seen.model.pointer, seen.path, contents.hashes)
-        done = replace(seen, md5=md5, stamp=stamp_of(file, at_ns=before), hashes=contents.hashes)
+        done = replace(seen, md5=md5, stamp=stamp, contents=contents)
         self.remember(done, agreed=md5)
         if made.warning:
             self.say(f"{made.warning}; recorded as an opaque file")

@@ -142,8 +142,12 @@ class Tracker:
             self.repo.git.stage_blobs({file: new.encode("utf-8", "surrogateescape") or None})
             self.staged.append(file)
 
-    def store(self, path: str) -> Hashes:
+    def store(self, path: str, known: Hashes | None = None) -> Hashes:
         """Put a work-tree file into the cache, linked as DVC's ``cache.type`` says.
+
+        Args:
+            path: The model.
+            known: Its digests, where it did not move since they were taken.
 
         Raises:
             UsageError: No such file, or it is being written.
@@ -152,7 +156,7 @@ class Tracker:
         if not file.is_file():
             raise UsageError(f"{path}: no such file")
         with ProgressLine(f"storing {path}", file.stat().st_size) as progress:
-            return self.repo.cache(path).store_file(file, link=True, progress=progress)
+            return self.repo.cache(path).store_file(file, link=True, known=known, progress=progress)
 
     def settle(self, path: str, pointer: Pointer, md5: str, stamp: str) -> None:
         """Record that model, metadata and pointer agree at `md5`, the model having had `stamp` then."""
