@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -98,10 +99,8 @@ def _widen(pipe: int) -> None:
     """Let Git write more at a time, where the system knows how (Linux): fewer switches between the two."""
     import fcntl
 
-    try:
+    with suppress(OSError):
         fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_BYTES)
-    except OSError:
-        pass
 
 
 def _serve(repo: Repository, packets: Packets, fields: dict[str, str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from dvc_modelver.errors import ModelverError, RefusedError
 from dvc_modelver.git.porcelain import ZERO_OID
@@ -42,19 +44,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _fsmonitor(repo: Repository, _args: list[str]) -> None:
+def _is_commit(pid: str) -> bool:
+    """Whether a Git process is a commit, where the system tells (Linux); elsewhere the commit reads the file again."""
+    try:
+        words = Path(f"/proc/{int(pid)}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return False
+    return b"commit" in words[1:8]
+
+
+def _fsmonitor(repo: Repository, args: list[str]) -> None:
     """Git is about to read the work tree: retrained models show as changed metadata."""
     from dvc_modelver.worktree.sync import apply_law
 
     with locked(repo.layout.state_dir, wait=False) as mine:
         if mine:
-            apply_law(repo, say, describing=True, following=False)
+            storing = bool(args) and _is_commit(args[0])
+            apply_law(repo, say, describing=True, following=False, storing=storing)
 
 
 def _pre_commit(repo: Repository, _args: list[str]) -> None:
-    import os
-    from pathlib import Path
-
     from dvc_modelver.worktree.staging import Stager, note_partial_commit
     from dvc_modelver.worktree.sync import Keeper
 

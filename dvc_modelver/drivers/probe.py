@@ -62,7 +62,9 @@ def main(argv: list[str]) -> int:
         out = os.dup(1)
         os.dup2(2, 1)  # whatever the program prints must not enter the answer
         os.spawnv(  # noqa: S606 - our own interpreter, no shell
-            os.P_WAIT, sys.executable, [sys.executable, "-P", "-m", "dvc_modelver.drivers.hooks", "fsmonitor"]
+            os.P_WAIT,
+            sys.executable,
+            [sys.executable, "-P", "-m", "dvc_modelver.drivers.hooks", "fsmonitor", str(os.getppid())],
         )
         os.dup2(out, 1)
     os.write(1, b"modelver\0/\0")

@@ -60,13 +60,21 @@ class Description:
     warning: str = ""
 
 
-def read_contents(file: Path, name: str, hashes: Hashes | None = None, *, progress: Progress | None = None) -> Contents:
+def read_contents(
+    file: Path,
+    name: str,
+    hashes: Hashes | None = None,
+    *,
+    hash_with: Callable[[Path], Hashes] = hash_file,
+    progress: Progress | None = None,
+) -> Contents:
     """Hash and fingerprint a file, both at once where it was not hashed yet.
 
     Args:
         file: The weights; in the cache, or in the work tree.
         name: The model's path, for its suffix and for messages.
         hashes: The file's digests when they are known.
+        hash_with: What gives them otherwise: reading the file, or storing it as well.
         progress: Called with the number of bytes read since the last call.
 
     Raises:
@@ -76,7 +84,7 @@ def read_contents(file: Path, name: str, hashes: Hashes | None = None, *, progre
 
     def run() -> None:
         try:
-            found.append(hash_file(file))
+            found.append(hash_with(file))
         except BaseException as err:
             found.append(err)
 

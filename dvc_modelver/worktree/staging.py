@@ -256,6 +256,8 @@ class Stager:
         """Make sure that a pointer's object is in the cache, from the work tree if need be."""
         cache, md5 = self.repo.cache(path), pointer.md5 or ""
         if cache.has(md5, legacy=pointer.legacy):
+            if cache.prefers_links and self._model_md5(path) == md5:
+                cache.materialise(md5, self.repo.top / path)
             return True
         if self._model_md5(path) == md5:
             self.tracker.store(path, self._known_hashes(path, md5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ModelverError, NotFoundError
@@ -16,7 +17,7 @@ from dvc_modelver.metadata import (
 )
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import CommitView, Repository, TrackedModel
-from dvc_modelver.store.objects import Hashes
+from dvc_modelver.store.objects import Hashes, hash_file
 from dvc_modelver.store.pointers import Pointer, write_pointer
 from dvc_modelver.worktree.describe import Contents, Description, describe, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
@@ -73,7 +74,12 @@ class Seen:
 
 
 def look(
-    repo: Repository, state: State, *, max_bytes: int | None = None, only: Iterable[str] | None = None
+    repo: Repository,
+    state: State,
+    *,
+    max_bytes: int | None = None,
+    only: Iterable[str] | None = None,
+    storing: bool = False,
 ) -> list[Seen]:
     """Look at every model of the work tree, hashing only those whose stamp moved.
 
@@ -82,13 +88,18 @@ def look(
         state: What was seen before.
         max_bytes: A larger file that moved is not hashed; its md5 counts as unlike any other.
         only: Paths to look at; all by default.
+        storing: Put what is read into the cache in the same pass.
     """
     wanted = None if only is None else set(only)
     models = repo.models(repo.work_tree)
-    return [_see(repo, state, model, max_bytes) for model in models if wanted is None or model.path in wanted]
+    return [
+        _see(repo, state, model, max_bytes, storing=storing)
+        for model in models
+        if wanted is None or model.path in wanted
+    ]
 
 
-def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | None) -> Seen:
+def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | None, *, storing: bool) -> Seen:
     row = state.rows.get(model.path)
     agreed = row.agreed or None if row is not None else committed_md5(repo, model.path)
     file = repo.top / model.path
@@ -101,7 +112,8 @@ def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | N
         else:
             before = time.time_ns()
             with ProgressLine(f"reading {model.path}", file.stat().st_size) as progress:
-                contents = read_contents(file, model.path, progress=progress)
+                store = partial(repo.cache(model.path).store_file, link=False)
+                contents = read_contents(file, model.path, hash_with=store if storing else hash_file, progress=progress)
             md5, stamp = contents.hashes.md5, stamp_of(file, at_ns=before)
     described = model.metadata.md5 if model.metadata is not None else None
     decision = decide(agreed, md5, described, model.pointer.md5)
@@ -132,9 +144,11 @@ class Keeper:
         self.repo, self.say = repo, say
         self.state = read_state(repo.layout.state_dir)
 
-    def look(self, *, max_bytes: int | None = None, only: Iterable[str] | None = None) -> list[Seen]:
+    def look(
+        self, *, max_bytes: int | None = None, only: Iterable[str] | None = None, storing: bool = False
+    ) -> list[Seen]:
         """Look at the models, as `look` does."""
-        return look(self.repo, self.state, max_bytes=max_bytes, only=only)
+        return look(self.repo, self.state, max_bytes=max_bytes, only=only, storing=storing)
 
     def save(self) -> None:
         """Write the state file; rows of models that are no more are dropped by `remember_all`."""
@@ -302,7 +316,7 @@ def path_in_file(pointer_file: str, path: str, text: str | None) -> str:
     return posixpath.relpath(path, base)
 
 
-def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool) -> list[Seen]:
+def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool, storing: bool = False) -> list[Seen]:
     """Look at all models once and do what the law says, as far as the caller may.
 
     Args:
@@ -311,6 +325,7 @@ def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool) 
         describing: Rewrite metadata of retrained models (when Git looks at the work tree). Files that are
             large or still being written are only marked as pending.
         following: Put recorded objects into place (after a checkout, merge, reset), from the cache only.
+        storing: A commit comes next: store what is read in the same pass.
 
     Returns:
         What is left undone: behind without its object, in conflict, or retrained when not describing.
@@ -318,7 +333,7 @@ def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool) 
     keeper = Keeper(repo, say)
     limit = repo.settings.describe_max_bytes
     left = []
-    found = keeper.look(max_bytes=limit)
+    found = keeper.look(max_bytes=limit, storing=storing)
     for seen in found:
         try:
             if not _apply_one(keeper, seen, describing=describing, following=following):
