@@ -129,7 +129,7 @@ def clean(repo: Repository, path: str, pieces: Iterator[bytes]) -> Iterator[byte
     """
     file = repo.top / path
     start, pieces = _peek(pieces, MAX_TEXT_BYTES + 1)
-    if is_plain_text(start, len(start)) or _is_raw_in_git(repo, path):
+    if path.startswith(("/", "../")) or is_plain_text(start, len(start)) or _is_raw_in_git(repo, path):
         return _spooled(pieces)
     before = stamp_of(file)
     total = file.stat().st_size if file.is_file() else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dvc_modelver.diff.compare import FactChange, ModelDiff, Side
+from dvc_modelver.diff.compare import FactChange, ModelDiff, Side, TensorChange
 from dvc_modelver.diff.render.fold import Line, folded, unfolded
 from dvc_modelver.fingerprint.estimate import PRINTED_L2
 
@@ -82,7 +82,8 @@ def _summary(change: ModelDiff, unicode: bool) -> list[str]:
         return lines
     numbers = []
     if change.relative_l2 is not None:
-        numbers.append(f"relative L2 {_l2(change.relative_l2)}{_error(change, unicode)}")
+        differs = any(t.is_moved for t in change.tensors if t.is_parameter and _same_size(t))
+        numbers.append(f"relative L2 {_l2(change.relative_l2, differs=differs)}{_error(change, unicode)}")
     if change.cosine is not None:
         numbers.append(f"cosine {_cosine(change.cosine)}")
     counts = f"{change.tensors_changed} of {_plural(change.tensors_total, 'tensor')} changed"
@@ -92,7 +93,13 @@ def _summary(change: ModelDiff, unicode: bool) -> list[str]:
         counts += f", {_count(old)} {arrow} {_count(new)} parameters"
     else:
         counts += f", {_count(change.parameters['changed'])} of {_count(new)} parameters in them"
-    return [*lines, *(["  " + ", ".join(numbers)] if numbers else []), "  " + counts]
+    unmatched = any(t.change in ("added", "removed") or not _same_size(t) for t in change.tensors if t.is_parameter)
+    whose = "of the tensors on both sides: " if unmatched else ""
+    return [*lines, *(["  " + whose + ", ".join(numbers)] if numbers else []), "  " + counts]
+
+
+def _same_size(t: TensorChange) -> bool:
+    return t.old is not None and t.new is not None and t.old.numel == t.new.numel
 
 
 def _error(change: ModelDiff, unicode: bool) -> str:
@@ -171,7 +178,8 @@ def _range(line: Line) -> str:
     found = [t.relative_l2 for t in line.tensors if t.relative_l2 is not None]
     if not found:
         return "-" if line.change in ("modified", "renamed") else ""
-    low, high = _l2(min(found)), _l2(max(found))
+    differs = any(t.is_moved for t in line.tensors)
+    low, high = _l2(min(found), differs=differs), _l2(max(found), differs=differs)
     return low if low == high else f"{low}..{high}"
 
 
@@ -209,8 +217,11 @@ def _value(value: object) -> str:
     return text[:8] if len(text) == 32 and all(c in "0123456789abcdef" for c in text) else text
 
 
-def _l2(value: float) -> str:
-    return "0" if value == 0 else "<1e-6" if value < PRINTED_L2 else f"{value:.3g}"
+def _l2(value: float, *, differs: bool) -> str:
+    """Print a distance; where bytes differ by less than a sketch shows, say so rather than 0."""
+    if value < PRINTED_L2:
+        return "<1e-6" if differs or value else "0"
+    return f"{value:.3g}"
 
 
 def _cosine(value: float) -> str:
