@@ -113,8 +113,10 @@ def consume(path: Path, sink: Sink | None, *, progress: Progress | None = None) 
     try:
         with path.open("rb", buffering=0) as file:
             before = FileStamp.of(file.fileno())
-            while n := file.readinto(buffer):
+            left = before.size
+            while left >= 0 and (n := file.readinto(buffer)):
                 hashes.update(buffer[:n])
+                left -= n  # a file that grows as fast as it is read must not hold us for ever
                 if progress is not None:
                     progress(n)
             after = FileStamp.of(file.fileno())

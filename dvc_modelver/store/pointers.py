@@ -68,8 +68,14 @@ def read_pointers(text: bytes, file: str, *, dvc_yaml: bytes | None = None) -> l
     return [p for out in _entries(data, "outs", file) if (p := _pointer(out, out, base, file, "dvc", None)) is not None]
 
 
-def _load(text: bytes, file: str) -> Mapping[str, Any]:
+def _load(text: bytes, file: str, *, typed: bool = False) -> Mapping[str, Any]:
+    """Parse a file; every scalar is a text unless `typed`.
+
+    DVC writes YAML 1.2 and PyYAML reads 1.1, where a file called ``yes`` or ``1e5`` would not be a text.
+    """
     import yaml
+
+    fast, slow = ("CSafeLoader", yaml.SafeLoader) if typed else ("CBaseLoader", yaml.BaseLoader)
 
     if len(text) > MAX_POINTER_BYTES:
         raise BadMetadataError(f"{file}: {len(text)} bytes, expected at most {MAX_POINTER_BYTES}")
@@ -79,11 +85,11 @@ def _load(text: bytes, file: str) -> Mapping[str, Any]:
             hint=f"resolve the conflict in {file}, then git add {file}",
         )
     try:
-        data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+        data = yaml.load(text, Loader=getattr(yaml, fast, slow))  # noqa: S506 - all four are safe
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as err:
         detail = " ".join(str(err).split())[:120]
         raise BadMetadataError(f"{file}: not YAML ({detail})", hint=f"git checkout HEAD -- {file}") from err
-    if data is None:
+    if data is None or data == "":
         return {}
     if not isinstance(data, Mapping):
         raise BadMetadataError(
@@ -105,7 +111,7 @@ def _entries(data: Mapping[str, Any], key: str, file: str) -> list[Mapping[str, 
 def _pointer(
     out: Mapping[str, Any], flags: Mapping[str, Any], base: str, file: str, kind: str, stage: str | None
 ) -> Pointer | None:
-    path, md5, size = out.get("path"), out.get("md5"), out.get("size")
+    path, md5, size = out.get("path"), out.get("md5") or None, out.get("size")
     if not isinstance(path, str):
         raise BadMetadataError(
             f"{file}: an output's path is {path!r:.60}, expected a text", hint=f"git checkout HEAD -- {file}"
@@ -125,12 +131,12 @@ def _pointer(
         file=file,
         kind=kind,
         md5=md5,
-        size=size if isinstance(size, int) else None,
+        size=int(size) if isinstance(size, str) and size.isdigit() else None,
         legacy=out.get("hash") != "md5",
         stage=stage,
         remote=str(flags["remote"]) if flags.get("remote") else None,
-        push=flags.get("push") is not False,
-        cache=flags.get("cache") is not False,
+        push=flags.get("push") != "false",
+        cache=flags.get("cache") != "false",
     )
 
 
@@ -204,6 +210,11 @@ class LockStage:
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+def _dependency(entry: Mapping[str, Any]) -> Dependency:
+    size = str(entry.get("size", ""))
+    return Dependency(str(entry.get("path")), entry.get("md5") or None, int(size) if size.isdigit() else None)
+
+
 def read_lock_stage(text: bytes, stage: str, file: str = "dvc.lock") -> LockStage:
     """Read one stage's entry; an empty one where there is none.
 
@@ -213,8 +224,8 @@ def read_lock_stage(text: bytes, stage: str, file: str = "dvc.lock") -> LockStag
     entry = _stages(_load(text, file)).get(stage)
     if not isinstance(entry, Mapping):
         return LockStage()
-    deps = tuple(Dependency(str(d.get("path")), d.get("md5"), d.get("size")) for d in _entries(entry, "deps", file))
-    params = entry.get("params")
+    deps = tuple(_dependency(d) for d in _entries(entry, "deps", file))
+    params = _stages(_load(text, file, typed=True)).get(stage, {}).get("params")
     return LockStage(
         cmd=entry.get("cmd") or "",
         deps=deps,
@@ -234,7 +245,7 @@ def _edited(text: str, file: str, edit: Callable[[Any], None]) -> str:
     yaml.width = 4096
     try:
         data = yaml.load(text) or {}
-    except YAMLError as err:
+    except (YAMLError, UnicodeDecodeError) as err:
         raise BadMetadataError(f"{file}: not YAML ({' '.join(str(err).split())[:120]})") from err
     edit(data)
     out = io.StringIO()
@@ -251,8 +262,6 @@ def write_pointer(existing: str | None, *, path_in_file: str, md5: str, size: in
         md5: The object.
         size: Its bytes.
     """
-    if existing is None:
-        existing = ""
 
     def edit(data: Any) -> None:
         outs = data.setdefault("outs", [])
@@ -262,12 +271,7 @@ def write_pointer(existing: str | None, *, path_in_file: str, md5: str, size: in
                 return
         outs.append({"md5": md5, "size": size, "hash": "md5", "path": path_in_file})
 
-    if existing.strip():
-        return _edited(existing, path_in_file, edit)
-    import yaml
-
-    entry: dict[str, Any] = {"outs": [{"md5": md5, "size": size, "hash": "md5", "path": path_in_file}]}
-    return str(yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=4096))
+    return _edited(existing or "", path_in_file, edit)
 
 
 def _set_out(out: Any, md5: str, size: int) -> None:

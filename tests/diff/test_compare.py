@@ -122,7 +122,9 @@ def test_one_flipped_bit_is_a_change(tmp_path: Path) -> None:
 def test_optimizer_state_does_not_count(tmp_path: Path) -> None:
     state: Weights = {f"optimizer.exp_avg.{i}": np.full((50, 50), i + 1, np.float32) for i in range(4)}
     old = base(2)
-    change = compared(tmp_path, old | state, moved(old, 0.01) | {k: v * 7 + np.arange(50, dtype=np.float32) for k, v in state.items()})
+    change = compared(
+        tmp_path, old | state, moved(old, 0.01) | {k: v * 7 + np.arange(50, dtype=np.float32) for k, v in state.items()}
+    )
     assert change.kind == "fine-tune"
     assert change.relative_l2 == pytest.approx(0.01, rel=0.2)
     assert change.parameters["new"] == sum(w.size for w in old.values())
@@ -133,7 +135,11 @@ def test_undefined_numbers_are_null(tmp_path: Path) -> None:
         "zero": np.zeros(5, np.float32), "inf": np.array([1, np.inf], np.float32), "empty": np.zeros((0, 3), np.float32),
         "flag": np.array([True, False]), "scalar": np.array(3.0, np.float32), "ints": np.arange(4),
     }  # fmt: skip
-    new = old | {"zero": np.ones(5, np.float32), "inf": np.array([2, np.inf], np.float32), "flag": np.array([True, True])}
+    new = old | {
+        "zero": np.ones(5, np.float32),
+        "inf": np.array([2, np.inf], np.float32),
+        "flag": np.array([True, True]),
+    }
     document = json.loads(render_json([compared(tmp_path, old, new)]))
     rows = {t["name"]: t for t in document["models"][0]["tensors"]}
     assert rows["zero"]["cosine"] is None

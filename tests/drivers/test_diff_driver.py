@@ -46,7 +46,13 @@ def test_diff_names_the_layer_without_the_weights(two: Sandbox) -> None:
 
 
 def test_log_show_and_stat_read_well(two: Sandbox) -> None:
-    for command in (["log", "-p"], ["show"], ["show", "--stat"], ["diff", "--stat", "HEAD~1"], ["log", "-p", "--ext-diff"]):
+    for command in (
+        ["log", "-p"],
+        ["show"],
+        ["show", "--stat"],
+        ["diff", "--stat", "HEAD~1"],
+        ["log", "-p", "--ext-diff"],
+    ):
         done = two.run("git", *command)
         assert done.stderr == ""
         assert "fatal" not in done.stdout
@@ -94,7 +100,9 @@ def test_mode_change_and_unmerged_paths(two: Sandbox) -> None:
 def test_no_index_diff_of_two_files(two: Sandbox, tmp_path: Path) -> None:
     save_file(make_weights(1), tmp_path / "a.safetensors")
     save_file(make_weights(2), tmp_path / "b.safetensors")
-    done = two.run("git", "diff", "--no-index", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), ok=False)
+    done = two.run(
+        "git", "diff", "--no-index", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), ok=False
+    )
     assert done.returncode in (0, 1)
     assert "retrained" in done.stdout
 

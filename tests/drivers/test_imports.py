@@ -57,16 +57,22 @@ def test_the_probe_needs_no_package_at_all(tmp_path: Path) -> None:
     (tmp_path / ".git/modelver/state").write_text("modelver.state/1\n")
     done = subprocess.run([sys.executable, "-I", "-S", PROBE, "check"], cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-    done = subprocess.run([sys.executable, "-I", "-S", PROBE, "fsmonitor", "2", "x"], cwd=tmp_path, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", PROBE, "fsmonitor", "2", "x"], cwd=tmp_path, capture_output=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, b"modelver\0/\0")
 
 
-@pytest.mark.parametrize("module", ["dvc_modelver", "dvc_modelver.formats", "dvc_modelver.fingerprint", "dvc_modelver.metadata"])
+@pytest.mark.parametrize(
+    "module", ["dvc_modelver", "dvc_modelver.formats", "dvc_modelver.fingerprint", "dvc_modelver.metadata"]
+)
 def test_light_modules_stay_light(module: str) -> None:
     assert not modules_after(f"import {module}") & HEAVY
 
 
-@pytest.mark.parametrize("module", ["dvc_modelver.drivers.hooks", "dvc_modelver.worktree.staging", "dvc_modelver.drivers.filter"])
+@pytest.mark.parametrize(
+    "module", ["dvc_modelver.drivers.hooks", "dvc_modelver.worktree.staging", "dvc_modelver.drivers.filter"]
+)
 def test_hooks_never_import_dvc_or_a_framework(module: str) -> None:
     heavy = {"dvc", "dvc_data", "torch", "s3fs", "botocore", "typer", "rich"}
     assert not modules_after(f"import {module}") & heavy
