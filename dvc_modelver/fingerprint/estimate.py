@@ -103,7 +103,8 @@ def decode(text: str, where: str = "tensor table") -> Sketch:
     k, rest = divmod(len(raw), 3)
     if rest or k not in ERROR_P95 or abs(exponent) > _MAX_EXPONENT:
         raise BadMetadataError(
-            f"{where}: sketch has {len(raw)} bytes and exponent {exponent}, expected 3 bytes for each of 16 to 256 values"
+            f"{where}: sketch has {len(raw)} bytes and exponent {exponent}, "
+            "expected 3 bytes for each of 16 to 256 values"
         )
     # Each value goes into the upper three bytes of an int32, which keeps its sign.
     padded = bytearray(4 * k)

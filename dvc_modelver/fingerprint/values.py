@@ -91,4 +91,5 @@ def _fp8_table(dtype: str) -> NDArray[np.float32]:
     import ml_dtypes
 
     codes = np.arange(256, dtype=np.uint8)
-    return codes.view(np.dtype(getattr(ml_dtypes, _FP8[dtype]))).astype(np.float32)
+    table: NDArray[np.float32] = codes.view(np.dtype(getattr(ml_dtypes, _FP8[dtype]))).astype(np.float32)
+    return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def test_the_document_follows_its_schema(tmp_path: Path) -> None:
     assert document["models"][0]["old"] is None
 
 
-CASES = {
+CASES: dict[str, Callable[[Weights], Weights]] = {
     "fine-tune": lambda w: moved(w, 0.01),
     "head": lambda w: moved(w, 0.05, "head"),
     "partial": lambda w: moved(moved(w, 0.05, "layers.3."), 0.002, "mlp", 2),

@@ -101,8 +101,17 @@ def test_a_missing_object_is_said(tmp_path: Path) -> None:
 def test_objects_are_synced_before_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd))[1])
-    monkeypatch.setattr(Path, "replace", lambda self, target: (calls.append("rename"), replace(self, target))[1])
+
+    def noted_fsync(fd: int) -> None:
+        calls.append("fsync")
+        fsync(fd)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        calls.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
     store(cache(tmp_path, "copy"), tmp_path)
     assert calls == ["fsync", "rename", "fsync"]
 

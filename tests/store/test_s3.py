@@ -106,7 +106,13 @@ def test_a_lost_object_is_named(team: Sandbox) -> None:
     ],
 )
 def test_what_is_wrong_with_s3_is_one_line_and_the_push_stops(
-    team: Sandbox, monkeypatch: pytest.MonkeyPatch, key: str | None, secret: str | None, bucket: str, port: int | None, said: str
+    team: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    secret: str | None,
+    bucket: str,
+    port: int | None,
+    said: str,
 ) -> None:
     if key is not None and secret is not None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
