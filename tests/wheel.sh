@@ -5,7 +5,6 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 here=$(pwd)
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install --quiet --upgrade pip
 "$work/venv/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$work/dist" .
 "$work/venv/bin/python" -m pip install --quiet "$work"/dist/*.whl
 export PATH="$work/venv/bin:$PATH" HOME="$work" GIT_CONFIG_NOSYSTEM=1 DVC_NO_ANALYTICS=1

@@ -159,7 +159,7 @@ class NpzReader(FileReader):
             raw[position : position + len(piece)] = piece
             position += len(piece)
         items = np.frombuffer(raw, np.dtype(f"V{member.item_bytes}")).reshape(spec.shape[::-1])
-        values = memoryview(np.ascontiguousarray(items.T).view(np.uint8).reshape(-1))
+        values = memoryview(np.ascontiguousarray(items.T)).cast("B")
         for start in range(0, len(values), n_bytes):
             yield values[start : start + n_bytes]
 
@@ -202,7 +202,9 @@ class _reports_damage:  # noqa: N801 - reads as a phrase in a with statement
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | NotImplementedError | RuntimeError):
+        if isinstance(
+            error, zipfile.BadZipFile | zlib.error | EOFError | ValueError | NotImplementedError | RuntimeError
+        ):
             raise _bad(self._where, f"damaged member ({quote(str(error))}), expected intact data") from error
 
 

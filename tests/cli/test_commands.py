@@ -198,9 +198,7 @@ def test_npz_is_read(sandbox: Sandbox) -> None:
     shown = json.loads(sandbox.modelver("show", "net", "--json"))
     assert shown["model"]["format"] == "npz"
     assert shown["model"]["dtypes"] == {"F32": 1, "F64": 1}
-    np.savez(
-        sandbox.path / "net.npz", **{"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3) + 1, "b": np.ones(2)}
-    )
+    save_npz(sandbox.path / "net.npz", {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3) + 1, "b": np.ones(2)})
     assert "a.weight" in sandbox.git("diff")
 
 
