@@ -159,7 +159,7 @@ class NpzReader(FileReader):
             raw[position : position + len(piece)] = piece
             position += len(piece)
         items = np.frombuffer(raw, np.dtype(f"V{member.item_bytes}")).reshape(spec.shape[::-1])
-        values = memoryview(np.ascontiguousarray(items.T)).cast("B")
+        values = np.ascontiguousarray(items.T).data.cast("B")
         for start in range(0, len(values), n_bytes):
             yield values[start : start + n_bytes]
 
