@@ -64,19 +64,20 @@ def _fsmonitor(repo: Repository, args: list[str]) -> None:
 
 
 def _pre_commit(repo: Repository, _args: list[str]) -> None:
-    from dvc_modelver.worktree.staging import Stager, note_partial_commit
+    from dvc_modelver.worktree.staging import Stager, note_commit
     from dvc_modelver.worktree.sync import Keeper
 
     commit_all = Path(os.environ.get("GIT_INDEX_FILE", "")).name == "index.lock"
     with locked(repo.layout.state_dir):
-        staged = Stager(Keeper(repo, say)).complete(commit_all=commit_all)
-        note_partial_commit(repo, staged)
+        stager = Stager(Keeper(repo, say))
+        staged = stager.complete(commit_all=commit_all)
+        note_commit(repo, staged, stager.raw)
 
 
 def _post_commit(repo: Repository, _args: list[str]) -> None:
-    from dvc_modelver.worktree.staging import finish_partial_commit
+    from dvc_modelver.worktree.staging import finish_commit
 
-    finish_partial_commit(repo)
+    finish_commit(repo, say)
 
 
 def _follow(repo: Repository, _args: list[str]) -> None:

@@ -16,7 +16,7 @@ from dvc_modelver.store.objects import Hashes
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.state import stamp_of, write_file
-from dvc_modelver.worktree.sync import Keeper, Seen
+from dvc_modelver.worktree.sync import Keeper, Say, Seen
 from dvc_modelver.worktree.track import Tracker, new_pointer
 
 OUTSIDE_HINT = "dvc repro; or, to keep these weights: modelver add --accept {}"
@@ -28,11 +28,15 @@ class Stager:
 
     Args:
         keeper: Holds the work tree's state.
+
+    Attributes:
+        raw: Paths whose raw weights were staged past the filter and are pointers now.
     """
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper, self.repo = keeper, keeper.repo
         self.tracker = Tracker(keeper)
+        self.raw: list[str] = []
 
     def complete(self, *, commit_all: bool) -> list[str]:
         """Complete the index; give the paths staged.
@@ -87,6 +91,7 @@ class Stager:
         return size <= MAX_TEXT_BYTES and is_plain_text(self.repo.objects.read_blob(change.new_oid), size)
 
     def _store_blob(self, change: Change) -> GatePointer:
+        self.raw.append(change.path)
         self.keeper.say(f"{change.path}: raw weights were staged; they go to the DVC cache, a pointer to Git")
         hashes = self.repo.cache(change.path).store_stream(self.repo.git.iter_blob(change.new_oid))
         return GatePointer(hashes.md5, hashes.sha256, hashes.size)
@@ -318,22 +323,33 @@ def clear_gates(repo: Repository) -> None:
     (repo.layout.state_dir / "gate").unlink(missing_ok=True)
 
 
-def note_partial_commit(repo: Repository, staged: list[str]) -> None:
-    """Remember what was staged into the temporary index of ``git commit PATH``.
+def note_commit(repo: Repository, staged: list[str], raw: list[str]) -> None:
+    """Remember what post-commit has to look after; most commits leave nothing.
 
-    Git commits that index and keeps the real one as it was, so post-commit brings these paths to HEAD's.
+    Args:
+        repo: The repository.
+        staged: What pre-commit staged. ``git commit PATH`` commits a temporary index and keeps the real one.
+        raw: Raw weights that were replaced. A program that holds the index in memory commits them all the same.
     """
     index = Path(os.environ.get("GIT_INDEX_FILE", "index")).name
-    if staged and index.startswith("next-index"):
-        write_file(repo.layout.state_dir / "committed", json.dumps(sorted(set(staged))).encode())
+    partial = sorted(set(staged)) if index.startswith("next-index") else []
+    if partial or raw:
+        write_file(repo.layout.state_dir / "committed", json.dumps({"partial": partial, "raw": raw}).encode())
 
 
-def finish_partial_commit(repo: Repository) -> None:
-    """Bring the paths that `note_partial_commit` remembered to what was committed."""
+def finish_commit(repo: Repository, say: Say) -> None:
+    """Bring a partial commit's paths to what was committed; name raw weights that were committed after all."""
     note = repo.layout.state_dir / "committed"
     try:
-        paths = json.loads(note.read_bytes())
+        found = json.loads(note.read_bytes())
     except (OSError, ValueError):
         return
     note.unlink()
-    repo.git.run("reset", "-q", "HEAD", "--", *paths)
+    if found["partial"]:
+        repo.git.run("reset", "-q", "HEAD", "--", *found["partial"])
+    for path in found["raw"]:
+        if repo.head is not None and repo.objects.find_blob(repo.head, path) is not None:
+            say(
+                f"{path}: the program that committed held the index in memory, so the raw weights are in HEAD\n"
+                "hint: git commit --amend --no-edit puts the pointer there"
+            )

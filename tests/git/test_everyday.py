@@ -306,6 +306,18 @@ def test_the_gitpython_tutorial_runs_unchanged(tmp_path: Path) -> None:
     assert box.git("status", "--porcelain") == ""
 
 
+def test_a_program_that_keeps_the_index_in_memory_is_told(sandbox: Sandbox) -> None:
+    sandbox.train(MODEL, 1)
+    index = gitpython.Repo(sandbox.path).index
+    index.add([MODEL])
+    index.commit("raw after all")
+    assert MODEL in sandbox.git("ls-tree", "-r", "--name-only", "HEAD").split()
+    said = sandbox.run("git", "commit", "--amend", "--no-edit")
+    assert "Traceback" not in said.stderr
+    assert MODEL not in sandbox.git("ls-tree", "-r", "--name-only", "HEAD").split()
+    assert sandbox.git("status", "--porcelain") == ""
+
+
 def test_the_git_tutorial_runs_unchanged(sandbox: Sandbox) -> None:
     first = sandbox.train("model.safetensors", 1)
     sandbox.git("add", "model.safetensors")
