@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from dvc_modelver.diff.compare import FactChange, ModelDiff, Side, TensorChange
 from dvc_modelver.diff.render.fold import Line, folded, unfolded
-from dvc_modelver.fingerprint.estimate import PRINTED_L2
+from dvc_modelver.fingerprint.estimate import PRINTED_L2, combine
 
 MAX_LINES = 40
 """Lines of tensors in a folded report; the rest is counted."""
+NEGLIGIBLE_ERROR = 1e-3
+"""A relative error below this is not printed: a rescale, or one changed element, is exact."""
 _SIGN = {"modified": "~", "added": "+", "removed": "-", "renamed": ">", "unchanged": "="}
 
 
@@ -51,7 +53,7 @@ def render_text(
         all_tensors: One line per tensor, nothing folded or left out.
     """
     out = [_headline(change, palette, unicode), *_summary(change, unicode)]
-    out += _tensor_lines(change, width, palette, all_tensors)
+    out += _tensor_lines(change, width, palette, unicode=unicode, all_tensors=all_tensors)
     for title, facts in (
         ("hyper-parameters", change.hyperparameters),
         ("metrics", change.metrics),
@@ -105,10 +107,12 @@ def _same_size(t: TensorChange) -> bool:
 def _error(change: ModelDiff, unicode: bool) -> str:
     if not change.relative_l2_error or change.relative_l2 is None or change.relative_l2 < PRINTED_L2:
         return ""
+    if change.relative_l2_error < NEGLIGIBLE_ERROR * change.relative_l2:
+        return ""
     return f" {'±' if unicode else '+-'} {change.relative_l2_error:.1g}"
 
 
-def _tensor_lines(change: ModelDiff, width: int, palette: Palette, all_tensors: bool) -> list[str]:
+def _tensor_lines(change: ModelDiff, width: int, palette: Palette, *, unicode: bool, all_tensors: bool) -> list[str]:
     if change.kind in ("added", "removed", "identical") and not all_tensors:
         return []
     changed = [t for t in change.tensors if t.change != "unchanged" and t.is_parameter]
@@ -116,7 +120,7 @@ def _tensor_lines(change: ModelDiff, width: int, palette: Palette, all_tensors: 
     state = [t for t in change.tensors if not t.is_parameter]
     lines = unfolded(change.tensors) if all_tensors else folded(changed, change.tensors)
     shown = lines if all_tensors else lines[:MAX_LINES]
-    out = _columns(shown, width, palette) if shown else []
+    out = _columns(shown, width, palette, unicode) if shown else []
     if len(lines) > len(shown):
         out.append(f"    and {len(lines) - len(shown)} more lines (modelver diff --all-tensors)")
     if not all_tensors:
@@ -136,9 +140,9 @@ def _examples(tensors: Sequence[object], width: int) -> str:
     return _squeezed(text, max(width, 20))
 
 
-def _columns(lines: Sequence[Line], width: int, palette: Palette) -> list[str]:
+def _columns(lines: Sequence[Line], width: int, palette: Palette, unicode: bool) -> list[str]:
     cells = [(line, printable(line.label) + (f" ({len(line.tensors)})" if len(line.tensors) > 1 else ""), _shapes(line),
-              _range(line), _cosines(line)) for line in lines]  # fmt: skip
+              _distance(line, unicode), _cosines(line)) for line in lines]  # fmt: skip
     shape_w = min(max(5, *(len(c[2]) for c in cells)), 24)
     l2_w, cos_w = max(6, *(len(c[3]) for c in cells)), max(6, *(len(c[4]) for c in cells))
     name_w = max(16, min(max(len(c[1]) for c in cells), width - shape_w - l2_w - cos_w - 10))
@@ -174,20 +178,22 @@ def _shape(old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> str:
     return f"{one(old)}>{one(new)}"
 
 
-def _range(line: Line) -> str:
-    found = [t.relative_l2 for t in line.tensors if t.relative_l2 is not None]
-    if not found:
+def _distance(line: Line, unicode: bool) -> str:
+    """Print the distance of all tensors of a line as one vector, with its error."""
+    found = combine(t.measured for t in line.tensors)
+    if found.relative_l2 is None:
         return "-" if line.change in ("modified", "renamed") else ""
-    differs = any(t.is_moved for t in line.tensors)
-    low, high = _l2(min(found), differs=differs), _l2(max(found), differs=differs)
-    return low if low == high else f"{low}..{high}"
+    text = _l2(found.relative_l2, differs=any(t.is_moved for t in line.tensors))
+    if not found.error or found.error < NEGLIGIBLE_ERROR * found.relative_l2 or found.relative_l2 < PRINTED_L2:
+        return text
+    return f"{text} {'±' if unicode else '+-'} {found.error:.1g}"
 
 
 def _cosines(line: Line) -> str:
-    found = [t.cosine for t in line.tensors if t.cosine is not None]
-    if not found:
+    found = combine(t.measured for t in line.tensors).cosine
+    if found is None:
         return "-" if line.change in ("modified", "renamed") else ""
-    return _cosine(min(found))
+    return _cosine(found)
 
 
 def _fact_lines(title: str, facts: Iterable[FactChange], palette: Palette, unicode: bool) -> list[str]:
