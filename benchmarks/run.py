@@ -72,7 +72,7 @@ class Tool:
     setup: str
     commit_first: str
     commit_again: str
-    commit_other: str = "date +%N > other.txt && git add other.txt && git commit -q -m other"
+    commit_other: str = "git commit -q -m other"
     diff: str = "git --no-pager diff HEAD~1 HEAD"
     checkout: str = "git checkout -q {rev}"
     push: str = "git push -q origin HEAD:refs/heads/main"
@@ -151,6 +151,7 @@ def timed(command: str, folder: Path, env: dict[str, str], into: Measured | None
 
 
 STEPS = ["commit first", "commit again", "commit other", "diff", "checkout", "push"]
+OTHER = "date +%N > other.txt && git add other.txt"
 BARE = "commit other, no hooks"
 NO_WEIGHTS = "diff, weights gone"
 
@@ -171,8 +172,10 @@ def run_once(tool: Tool, versions: list[Path], scratch: Path, results: dict[str,
     }
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
 
-    def step(name: str | None, command: str, times: int = 1) -> None:
+    def step(name: str | None, command: str, times: int = 1, before: str = "") -> None:
         for _ in range(times):
+            if before:
+                timed(before, repo, env, None)
             timed(
                 command.format(remote=remote, rev="HEAD~1"),
                 repo,
@@ -190,11 +193,11 @@ def run_once(tool: Tool, versions: list[Path], scratch: Path, results: dict[str,
     put(versions[1])
     step("commit again", tool.commit_again)
     step("diff", tool.diff, times=5)
-    step("commit other", tool.commit_other, times=5)
+    step("commit other", tool.commit_other, times=5, before=OTHER)
     if tool.name == "modelver":
         # the same commit without any of our hooks, to see what they cost
         off = "git -c core.hooksPath=/dev/null -c core.fsmonitor=false "
-        step(BARE, tool.commit_other.replace("git ", off), times=5)
+        step(BARE, tool.commit_other.replace("git ", off), times=5, before=OTHER)
     step(None, "git branch tip")
     step("checkout", tool.checkout.replace("{rev}", "HEAD~6" if tool.name != "modelver" else "HEAD~11"))
     step("checkout", tool.checkout.replace("{rev}", "tip"))

@@ -153,7 +153,7 @@ def one_sided(norm: float | None, *, is_new: bool) -> Estimate:
 def estimate(norm_a: float | None, sketch_a: Sketch | None, norm_b: float | None, sketch_b: Sketch | None) -> Estimate:
     """Compare two tensors of equal length by their norms and sketches.
 
-    A pure rescale comes out exact, and so does a change of one element. Tensors whose digests are equal
+    A pure rescale comes out exact, a change of one element nearly so. Tensors whose digests are equal
     are `identical` instead: a sketch cannot tell "equal" from "differs by less than `VISIBLE_L2`".
 
     Args:
