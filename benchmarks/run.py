@@ -118,7 +118,7 @@ class Peak(threading.Thread):
         self._root, self.mb, self._stop_now = psutil.Process(pid), 0.0, threading.Event()
 
     def run(self) -> None:
-        while not self._stop_now.wait(0.01):
+        while not self._stop_now.wait(0.05):
             try:
                 for process in [self._root, *self._root.children(recursive=True)]:
                     self.mb = max(self.mb, process.memory_info().rss / 1e6)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,50 +43,84 @@ class FileStamp:
         return cls(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
 
 
+class _Stage(threading.Thread):
+    """One consumer of the bytes, beside the others: hashlib and writes give up the interpreter's lock."""
+
+    def __init__(self, work: Sequence[Sink]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(maxsize=1)
+        self.error: BaseException | None = None
+        self.start()
+
+    def put(self, data: memoryview | bytes) -> None:
+        """Take over a buffer; waits until the one before the last is done with."""
+        self._queue.put(data)
+
+    def run(self) -> None:
+        while (data := self._queue.get()) is not None:
+            if self.error is None:
+                try:
+                    for work in self._work:
+                        work(data)
+                except BaseException as err:  # carried to the caller's thread
+                    self.error = err
+
+    def finish(self) -> None:
+        self._queue.put(None)
+        self.join()
+
+
 class Hasher:
     """md5 and sha256 of the same bytes, which also go to a sink.
 
-    md5 takes most of the time, so sha256 and the sink run in a thread beside it: hashlib and writes give up the
-    interpreter's lock.
+    md5 takes most of the time and has a thread of its own; sha256 and the sink share another.
+
+    Args:
+        sink: Called with every buffer, in order.
+        sha256: Whether sha256 is wanted; else it stays empty.
     """
 
-    def __init__(self, sink: Sink | None = None) -> None:
+    def __init__(self, sink: Sink | None = None, *, sha256: bool = True) -> None:
         self._md5, self._sha256, self._size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
-        self._sink = sink
-        self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(maxsize=1)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while (data := self._queue.get()) is not None:
-            try:
-                if self._error is None:
-                    self._sha256.update(data)
-                    if self._sink is not None:
-                        self._sink(data)
-            except BaseException as err:  # carried to the caller's thread
-                self._error = err
-            self._queue.task_done()
+        self._wants_sha256 = sha256
+        others: list[Sink] = [self._sha256.update] if sha256 else []
+        others += [sink] if sink is not None else []
+        self._stages = [_Stage([self._md5.update]), *([_Stage(others)] if others else [])]
 
     def update(self, data: memoryview | bytes) -> None:
-        """Take in bytes; they may be overwritten after it returns.
+        """Take in bytes, which must stay as they are during the next two calls.
 
         Raises:
             OSError: The sink could not write.
         """
-        self._queue.put(data)
-        self._md5.update(data)
         self._size += len(data)
-        self._queue.join()
-        if self._error is not None:
-            raise self._error
+        for stage in self._stages:
+            stage.put(data)
+            if stage.error is not None:
+                raise stage.error
 
     def finish(self) -> Hashes:
-        """Give the digests."""
-        self._queue.put(None)
-        self._thread.join()
-        return Hashes(self._md5.hexdigest(), self._sha256.hexdigest(), self._size)
+        """Give the digests.
+
+        Raises:
+            OSError: The sink could not write.
+        """
+        self.close()
+        for stage in self._stages:
+            if stage.error is not None:
+                raise stage.error
+        return Hashes(self._md5.hexdigest(), self._sha256.hexdigest() if self._wants_sha256 else "", self._size)
+
+    def close(self) -> None:
+        """Wait for the threads; what they found does not matter any more."""
+        for stage in self._stages:
+            stage.finish()
+
+
+def rotate_buffers() -> Iterator[memoryview]:
+    """Give buffers in turn, as many as `Hasher.update` holds on to and one to fill."""
+    return itertools.cycle([memoryview(bytearray(BUFFER_BYTES)) for _ in range(3)])
 
 
 def hash_file(path: Path, *, progress: Progress | None = None) -> Hashes:
@@ -101,29 +136,28 @@ def hash_file(path: Path, *, progress: Progress | None = None) -> Hashes:
         raise EnvironmentFailed(f"{path}: cannot be read ({err.strerror})", hint=f"ls -l {path}") from err
 
 
-def consume(path: Path, sink: Sink | None, *, progress: Progress | None = None) -> Hashes:
+def consume(path: Path, sink: Sink | None, *, sha256: bool = True, progress: Progress | None = None) -> Hashes:
     """Read a file once, hash it and hand every buffer to `sink`.
 
     Raises:
         UsageError: The file was written while it was read.
         OSError: It cannot be read, or `sink` cannot write.
     """
-    hashes = Hasher(sink)
-    buffer = memoryview(bytearray(BUFFER_BYTES))
+    hasher, buffers = Hasher(sink, sha256=sha256), rotate_buffers()
     try:
         with path.open("rb", buffering=0) as file:
             before = FileStamp.of(file.fileno())
             left = before.size
-            while left >= 0 and (n := file.readinto(buffer)):
-                hashes.update(buffer[:n])
+            while left >= 0 and (n := file.readinto(buffer := next(buffers))):
+                hasher.update(buffer[:n])
                 left -= n  # a file that grows as fast as it is read must not hold us for ever
                 if progress is not None:
                     progress(n)
             after = FileStamp.of(file.fileno())
     except BaseException:
-        hashes.finish()
+        hasher.close()
         raise
-    found = hashes.finish()
+    found = hasher.finish()
     if before != after or found.size != before.size:
         raise still_writing(path)
     return found
@@ -138,19 +172,27 @@ def still_writing(path: Path) -> UsageError:
 
 
 def hash_pieces(pieces: Iterable[bytes], sink: Sink, *, progress: Progress | None = None) -> Hashes:
-    """Hash a stream and hand its bytes to `sink`, in larger pieces than they came in."""
-    hashes = Hasher(sink)
-    batch = bytearray()
+    """Hash a stream of small pieces and hand its bytes to `sink` in larger ones.
+
+    Raises:
+        OSError: `sink` cannot write.
+    """
+    hasher, buffers = Hasher(sink), rotate_buffers()
     try:
+        buffer, n = next(buffers), 0
         for piece in pieces:
-            batch += piece
-            if len(batch) >= BUFFER_BYTES:
-                hashes.update(memoryview(bytes(batch)))
-                batch.clear()
+            start = 0
+            while start < len(piece):
+                taken = min(len(piece) - start, BUFFER_BYTES - n)
+                buffer[n : n + taken] = piece[start : start + taken]
+                start, n = start + taken, n + taken
+                if n == BUFFER_BYTES:
+                    hasher.update(buffer)
+                    buffer, n = next(buffers), 0
             if progress is not None:
                 progress(len(piece))
-        hashes.update(bytes(batch))
+        hasher.update(buffer[:n])
     except BaseException:
-        hashes.finish()
+        hasher.close()
         raise
-    return hashes.finish()
+    return hasher.finish()

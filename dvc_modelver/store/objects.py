@@ -97,7 +97,7 @@ class Cache:
         if _reflink(path, temp):
             return hash_file(temp, progress=progress)
         with temp.open("wb", buffering=0) as out:
-            hashes = consume(path, lambda data: _write_all(out.fileno(), data), progress=progress)
+            hashes = consume(path, _SyncedWriter(out.fileno()), progress=progress)
             os.fsync(out.fileno())
         return hashes
 
@@ -109,7 +109,7 @@ class Cache:
         """
         with self._new_object(Path("stream"), 0) as temp:
             with temp.open("wb", buffering=0) as out:
-                hashes = hash_pieces(pieces, lambda data: _write_all(out.fileno(), data), progress=progress)
+                hashes = hash_pieces(pieces, _SyncedWriter(out.fileno()), progress=progress)
                 os.fsync(out.fileno())
             self._publish(temp, hashes.md5)
         return hashes
@@ -143,8 +143,6 @@ class Cache:
 
     def _publish(self, temp: Path, md5: str) -> None:
         target = self.path_of(md5)
-        if target.is_file() and target.stat().st_size == temp.stat().st_size:
-            return
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.settings.shared:
             target.parent.chmod(0o2775)
@@ -223,7 +221,7 @@ class Cache:
 
     def _copy_verified(self, source: Path, temp: Path, md5: str | None, progress: Progress | None) -> None:
         with temp.open("wb", buffering=0) as out:
-            found = consume(source, lambda data: _write_all(out.fileno(), data), progress=progress)
+            found = consume(source, _SyncedWriter(out.fileno()), sha256=False, progress=progress)
             os.fsync(out.fileno())
         if md5 is not None and found.md5 != md5:
             raise self._corrupt(md5, source)
@@ -309,10 +307,20 @@ def _copy_bytes(source: Path, target: Path, progress: Progress | None) -> None:
         os.fsync(new.fileno())
 
 
-def _write_all(fd: int, data: memoryview | bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+class _SyncedWriter:
+    """Writes buffers to a file and has them synced on the way, while the next ones are hashed."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._unsynced = fd, 0
+
+    def __call__(self, data: memoryview | bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._unsynced += len(data)
+        if self._unsynced >= COPY_BYTES:
+            os.fsync(self._fd)
+            self._unsynced = 0
 
 
 def _reflink(source: Path, target: Path) -> bool:
