@@ -3,9 +3,9 @@
     python benchmarks/run.py [--mb 400] [--runs 3] [--out FILE]
 
 Each tool gets the same history of one model (v1, and v2 with every weight moved by about 0.1 %), a fresh
-home directory, a warm page cache and the same link type (copies). Times are wall clock and processor seconds
-of the whole process tree, memory is the peak of its largest process; runs of the tools alternate, medians and
-the ratio to plain DVC are printed.
+home directory, a warm page cache, a disk at rest and the same link type (copies). Times are wall clock and
+processor seconds of the whole process tree, memory is the peak of its largest process (sampled); runs of the
+tools alternate in turns, medians and the ratio to plain DVC are printed.
 """
 
 from __future__ import annotations
@@ -185,6 +185,11 @@ def run_once(tool: Tool, versions: list[Path], scratch: Path, results: dict[str,
 
     def put(version: Path) -> None:
         shutil.copy2(version, repo / MODEL)
+        for copy in (scratch / "warm1", scratch / "warm2"):  # memory that a virtual machine has to fetch first
+            shutil.copy2(version, copy)
+        for copy in (scratch / "warm1", scratch / "warm2"):
+            copy.unlink()
+        os.sync()
 
     step(None, tool.setup)
     put(versions[0])
@@ -240,7 +245,7 @@ def main() -> None:
         size = versions[0].stat().st_size / 1e6
         print(f"model: {size:.0f} MB; runs: {args.runs}; {', '.join(t.name for t in tools)}; {os.cpu_count()} cores")
         for i in range(args.runs):
-            for tool in tools:
+            for tool in tools[i % len(tools) :] + tools[: i % len(tools)]:
                 run_once(tool, versions, scratch / f"{tool.name}-{i}", results[tool.name])
                 shutil.rmtree(scratch / f"{tool.name}-{i}", ignore_errors=True)
     print(table(results))

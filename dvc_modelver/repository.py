@@ -13,8 +13,9 @@ from typing import Protocol
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError
 from dvc_modelver.formats import known_suffixes
+from dvc_modelver.git.layout import Layout, find_layout
 from dvc_modelver.git.objects import ObjectReader
-from dvc_modelver.git.porcelain import Git, Layout, find_layout
+from dvc_modelver.git.porcelain import Git
 from dvc_modelver.metadata import (
     MAX_METADATA_BYTES,
     METADATA_SUFFIX,
@@ -165,7 +166,7 @@ class Repository:
     @cached_property
     def head(self) -> str | None:
         """The commit of HEAD; None before the first one."""
-        return self.git.find_commit("HEAD")
+        return self.objects.head()
 
     # Views
 

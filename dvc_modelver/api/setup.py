@@ -12,7 +12,8 @@ from pathlib import Path
 from dvc_modelver.errors import EnvironmentFailed, ModelverError, UsageError
 from dvc_modelver.formats import known_suffixes
 from dvc_modelver.git import attributes, config, hooks
-from dvc_modelver.git.porcelain import Git, Layout, find_layout
+from dvc_modelver.git.layout import Layout, find_layout
+from dvc_modelver.git.porcelain import Git
 from dvc_modelver.repository import Repository
 from dvc_modelver.resources import PROBE, read_template
 from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE

@@ -28,7 +28,7 @@ class TensorDigest:
     def __init__(self) -> None:
         from blake3 import blake3
 
-        self._hash = blake3()
+        self._hash = blake3(max_threads=blake3.AUTO)
 
     def update(self, buffer: bytes | bytearray | memoryview) -> None:
         """Take in the next bytes."""

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from dvc_modelver.errors import UsageError
-from dvc_modelver.git.porcelain import Layout
+from dvc_modelver.git.layout import Layout
 from dvc_modelver.resources import find_data_folder
 
 HOOKS = (

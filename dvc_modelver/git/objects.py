@@ -20,6 +20,15 @@ class ObjectReader:
         except pygit2.GitError as err:
             raise EnvironmentFailed(f"{git_dir}: cannot be read ({err})", hint="git fsck") from err
 
+    def head(self) -> str | None:
+        """Give the commit of HEAD; None before the first one."""
+        import pygit2
+
+        try:
+            return str(self._repo.head.peel(pygit2.Commit).id)
+        except pygit2.GitError:
+            return None
+
     def read_blob(self, oid: str, max_bytes: int = 1 << 30) -> bytes:
         """Give a blob's bytes.
 

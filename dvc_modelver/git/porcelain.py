@@ -7,7 +7,9 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
 
@@ -50,11 +52,13 @@ class Git:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _git(self) -> Any:
         import git
 
-        self.folder = folder
-        self._git = git.Git(str(folder))
-        self._not_found = git.GitCommandNotFound
+        return git.Git(str(self.folder))
 
     def run(
         self,
@@ -90,6 +94,8 @@ class Git:
         """Run ``git <args>`` like `run` and give its exit code as well."""
         import tempfile
 
+        import git
+
         command = [
             "git",
             "-c",
@@ -113,7 +119,7 @@ class Git:
                     strip_newline_in_stdout=False,
                     env={"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "MODELVER_SKIP": "1"} | (env or {}),
                 )
-            except self._not_found as err_:
+            except git.GitCommandNotFound as err_:
                 raise EnvironmentFailed("git: program not found", hint="install Git 2.36 or newer") from err_
         if code not in codes:
             raise GitFailed(args, code, _text(err))
@@ -225,61 +231,6 @@ def _text(value: str | bytes) -> str:
 
 def _bytes(value: str | bytes) -> bytes:
     return value if isinstance(value, bytes) else os.fsencode(value)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a repository's parts lie.
-
-    Attributes:
-        top: Top folder of this work tree.
-        git_dir: This work tree's own Git folder (``.git``, or ``.git/worktrees/<name>``).
-        common_dir: The Git folder that all work trees share.
-        hooks_dir: Where Git looks for hooks (``core.hooksPath`` included).
-    """
-
-    top: Path
-    git_dir: Path
-    common_dir: Path
-    hooks_dir: Path
-
-    @property
-    def state_dir(self) -> Path:
-        """Our own state of this work tree; may be deleted at any time."""
-        return self.git_dir / "modelver"
-
-
-def find_layout(folder: Path) -> Layout:
-    """Ask Git where the repository around `folder` lies.
-
-    Raises:
-        UsageError: `folder` is in no Git repository, or in a bare one.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
-    git = Git(folder)
-    try:
-        out = git.text("rev-parse", "--is-bare-repository", "--absolute-git-dir", "--git-common-dir",
-                       "--git-path", "hooks")  # fmt: skip
-    except GitFailed as err:
-        if "dubious ownership" in err.stderr:
-            raise UsageError(
-                f"{folder}: Git refuses a repository that another user owns",
-                hint=f"git config --global --add safe.directory {folder}",
-            ) from err
-        raise UsageError(f"{folder}: not in a Git repository", hint="modelver init") from err
-    bare, git_dir, common_dir, hooks_dir = out.split("\n")
-    if bare == "true":
-        raise UsageError(
-            f"{git_dir}: a bare repository has no work tree, expected one",
-            hint="git clone it, then run modelver there",
-        )
-    try:
-        top = Path(git.text("rev-parse", "--show-toplevel"))
-    except GitFailed as err:
-        raise UsageError(f"{folder}: inside the Git folder, expected a work tree", hint="cd to the work tree") from err
-    base = folder.resolve()
-    return Layout(top, Path(git_dir), (base / common_dir).resolve(), (base / hooks_dir).resolve())
 
 
 def interpreter() -> str:

@@ -1,0 +1,69 @@
+"""Where the parts of a repository lie; found without starting git, because every hook asks first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dvc_modelver.errors import UsageError
+from dvc_modelver.git.porcelain import Git
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a repository's parts lie.
+
+    Attributes:
+        top: Top folder of this work tree.
+        git_dir: This work tree's own Git folder (``.git``, or ``.git/worktrees/<name>``).
+        common_dir: The Git folder that all work trees share.
+    """
+
+    top: Path
+    git_dir: Path
+    common_dir: Path
+
+    @property
+    def state_dir(self) -> Path:
+        """Our own state of this work tree; may be deleted at any time."""
+        return self.git_dir / "modelver"
+
+    @cached_property
+    def hooks_dir(self) -> Path:
+        """Where Git looks for hooks, ``core.hooksPath`` included."""
+        return (self.top / Git(self.top).text("rev-parse", "--git-path", "hooks")).resolve()
+
+
+def find_layout(folder: Path) -> Layout:
+    """Find the repository around `folder`, or the one that ``GIT_DIR`` names.
+
+    Raises:
+        UsageError: `folder` is in no Git repository, or in a bare one, or inside the Git folder.
+    """
+    import pygit2
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    try:
+        repo = pygit2.Repository(str(folder), pygit2.enums.RepositoryOpenFlag.FROM_ENV)
+    except pygit2.GitError as err:
+        if "not owned by" in str(err):
+            raise UsageError(
+                f"{folder}: Git refuses a repository that another user owns",
+                hint=f"git config --global --add safe.directory {folder}",
+            ) from err
+        raise UsageError(f"{folder}: not in a Git repository", hint="modelver init") from err
+    git_dir = Path(repo.path)
+    if repo.is_bare or repo.workdir is None:
+        raise UsageError(
+            f"{git_dir}: a bare repository has no work tree, expected one",
+            hint="git clone it, then run modelver there",
+        )
+    if folder.resolve().is_relative_to(git_dir.resolve()):
+        raise UsageError(f"{folder}: inside the Git folder, expected a work tree", hint="cd to the work tree")
+    try:
+        common_dir = git_dir / (git_dir / "commondir").read_text().strip()
+    except OSError:
+        common_dir = git_dir
+    return Layout(Path(repo.workdir), git_dir, common_dir.resolve())
