@@ -229,15 +229,18 @@ def uninstall(folder: str | Path = ".") -> list[Step]:
     """
     repo = Repository.open(Path(folder))
     git = repo.git
-    steps = [Step("hook removed or given back", str(path)) for path in hooks.uninstall_hooks(repo.layout)]
+    steps = [
+        Step("our hook; yours is back" if was_there else "our hook", str(path))
+        for path, was_there in hooks.uninstall_hooks(repo.layout).items()
+    ]
     for key in driver_settings():
         if config.unset_local(git, key):
-            steps.append(Step("removed", key))
+            steps.append(Step("setting", key))
     now = config.local_value(git, FSMONITOR)
     if now is not None and "probe.py" in now:
         config.unset_local(git, FSMONITOR)
         config.unset_local(git, "core.fsmonitorHookVersion")
-        steps.append(Step("removed", FSMONITOR))
+        steps.append(Step("setting", FSMONITOR))
     for name in ("state", "gate", "committed", "lock", "asked"):
         (repo.layout.state_dir / name).unlink(missing_ok=True)
     return steps

@@ -32,12 +32,14 @@ class Tagged:
     Attributes:
         reason: What the level of an automatic bump follows from; empty otherwise.
         declared: Whether dvc.yaml has the model's ``artifacts:`` entry, which ``dvc artifacts get`` needs.
+        is_first: Whether it is the model's first version tag.
     """
 
     tag: str
     commit: str
     reason: str
     declared: bool
+    is_first: bool
     path: str
 
 
@@ -110,7 +112,7 @@ def tag(
     if push:
         push_tag(repo, label)
     declared = repo.declared_name(repo.at(commit), model.path) is not None
-    return Tagged(label, commit, reason, declared, model.path)
+    return Tagged(label, commit, reason, declared, latest is None, model.path)
 
 
 def _measured_level(path: str, old: str, new: str, metadata: ModelMetadata, repo: Repository) -> tuple[str, str]:

@@ -172,7 +172,7 @@ def uninstall(json: JsonFlag = False) -> None:
     if json:
         emit_json(cards.steps_document(steps))
         return
-    emit_lines(cards.steps_lines(steps) or ["nothing was installed"])
+    emit_lines(cards.steps_lines(steps, "removed") or ["nothing was installed"])
     emit_lines([".gitattributes stays: it belongs to everyone; Git shows plain text without our drivers"])
 
 
@@ -371,7 +371,7 @@ def tag(
         emit_json({"tag": made.tag, "commit": made.commit, "reason": made.reason or None})
         return
     emit_lines([f"{made.tag} at {made.commit[:8]}" + (f": {made.reason}" if made.reason else "")])
-    if not made.declared:
+    if made.is_first and not made.declared:
         label = made.tag.partition("@")[0]
         say(f"hint: modelver add {made.path} --name {label} makes it known to 'dvc artifacts get' as well")
 

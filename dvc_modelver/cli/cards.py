@@ -47,10 +47,10 @@ def steps_document(steps: Sequence[Step]) -> dict[str, Any]:
     return {"steps": [asdict(step) for step in steps]}
 
 
-def steps_lines(steps: Sequence[Step]) -> list[str]:
+def steps_lines(steps: Sequence[Step], done: str = "wrote") -> list[str]:
     """Give one line per step: what changed, and where."""
     width = max((len(_short(s.where)) for s in steps), default=0)
-    return [f"{'wrote' if s.changed else 'kept '}  {_short(s.where):<{min(width, 40)}}  {s.what}" for s in steps]
+    return [f"{done if s.changed else 'kept '}  {_short(s.where):<{min(width, 40)}}  {s.what}" for s in steps]
 
 
 def advice_after_init(path: Path) -> list[str]:

@@ -40,7 +40,8 @@ def convert(file: str) -> str:
 
 def render_table(table: TensorTable) -> str:
     """Give a header line, then one line per tensor: norm, mean, std, digest, dtype, shape, name."""
-    lines = [f"{len(table.rows)} tensors of {table.md5}; git show --ext-diff compares them"]
+    columns = "norm, mean, std, digest, dtype, shape, name"
+    lines = [f"{len(table.rows)} tensors of {table.md5}: {columns} (--ext-diff compares them)"]
     for row in table.rows:
         shape = "x".join(map(str, row.shape)) or "scalar"
         numbers = " ".join(f"{_stat(value):>10}" for value in (row.norm, row.mean, row.std))

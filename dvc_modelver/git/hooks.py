@@ -77,18 +77,18 @@ def install_hooks(layout: Layout, python: str, probe: str) -> list[Path]:
     return written
 
 
-def uninstall_hooks(layout: Layout) -> list[Path]:
-    """Remove our hooks and put back those that were there; give the files that changed."""
-    changed = []
+def uninstall_hooks(layout: Layout) -> dict[Path, bool]:
+    """Remove our hooks and put back those that were there; give path -> whether one was there."""
+    changed = {}
     for name in HOOKS:
         path = layout.hooks_dir / name
         kept = path.with_name(name + KEPT)
         if is_ours(path):
-            if kept.exists() or kept.is_symlink():
+            changed[path] = kept.exists() or kept.is_symlink()
+            if changed[path]:
                 kept.replace(path)
             else:
                 path.unlink()
-            changed.append(path)
     return changed
 
 

@@ -196,14 +196,14 @@ def _change(path: str, contents: Contents, parent: KnownVersion) -> ChangeFacts:
     return ChangeFacts(
         from_=parent.metadata.md5,
         kind=found.kind,
-        cosine=_short(found.cosine),
-        relative_l2=_short(found.relative_l2),
+        cosine=_rounded(found.cosine, 9),
+        relative_l2=_rounded(found.relative_l2, 4),
         tensors_changed=found.tensors_changed,
     )
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")
 
 
 def parent_versions(repo: Repository, path: str) -> list[KnownVersion]:

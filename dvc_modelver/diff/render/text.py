@@ -144,14 +144,16 @@ def _columns(lines: Sequence[Line], width: int, palette: Palette, unicode: bool)
     cells = [(line, printable(line.label) + (f" ({len(line.tensors)})" if len(line.tensors) > 1 else ""), _shapes(line),
               _distance(line, unicode), _cosines(line)) for line in lines]  # fmt: skip
     shape_w = min(max(5, *(len(c[2]) for c in cells)), 24)
-    l2_w, cos_w = max(6, *(len(c[3]) for c in cells)), max(6, *(len(c[4]) for c in cells))
-    name_w = max(16, min(max(len(c[1]) for c in cells), width - shape_w - l2_w - cos_w - 10))
-    head = f"    {'':<{name_w}}  {'shape':<{shape_w}}  {'rel. L2':>{l2_w}}  {'cosine':>{cos_w}}"
+    l2_w, cos_w = max(7, *(len(c[3]) for c in cells)), max(6, *(len(c[4]) for c in cells))
+    longest, room = max(len(c[1]) for c in cells), width - shape_w - l2_w - 8
+    shows_cosine = longest <= room - cos_w - 2  # a name in full says more than a cosine next to a distance
+    name_w = max(16, min(longest, room - (cos_w + 2 if shows_cosine else 0)))
+    head = f"    {'':<{name_w}}  {'shape':<{shape_w}}  {'rel. L2':>{l2_w}}" + f"  {'cosine':>{cos_w}}" * shows_cosine
     out = [palette.paint("frag", head.rstrip())]
     for line, name, shape, l2, cosine in cells:
         sign = _SIGN[line.change]
         left = f"{_squeezed(name, name_w):<{name_w}}  {_squeezed(shape, shape_w):<{shape_w}}"
-        text = f"  {sign} {left}  {l2:>{l2_w}}  {cosine:>{cos_w}}"
+        text = f"  {sign} {left}  {l2:>{l2_w}}" + f"  {cosine:>{cos_w}}" * shows_cosine
         style = {"added": "new", "removed": "old"}.get(line.change, "")
         out.append(palette.paint(style, text.rstrip()))
         first = line.tensors[0]
