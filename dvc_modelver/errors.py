@@ -70,3 +70,11 @@ class ObjectMissing(EnvironmentFailed):
 
 class ObjectCorrupt(EnvironmentFailed):
     """The bytes of an object do not have the md5 that names it."""
+
+
+def word(path: object) -> str:
+    """Give a path as it is typed in a shell: quoted where it needs to be, never mistaken for an option."""
+    import shlex
+
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

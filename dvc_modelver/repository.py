@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError
+from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
 from dvc_modelver.formats import known_suffixes
 from dvc_modelver.git.layout import Layout, find_layout
 from dvc_modelver.git.objects import ObjectReader
@@ -222,6 +222,16 @@ class Repository:
                 continue
         return found
 
+    def unreadable(self, view: View) -> dict[str, BadMetadataError]:
+        """Give the pointer files of a view that cannot be read, and why."""
+        found = {}
+        for file in view.paths(is_pointer_file):
+            try:
+                self.pointers_in(view, file)
+            except BadMetadataError as err:
+                found[file] = err
+        return found
+
     def pointers_in(self, view: View, file: str) -> list[Pointer]:
         """Give the pointers of one ``.dvc`` or ``dvc.lock`` file.
 
@@ -286,7 +296,7 @@ class Repository:
             paths = ", ".join(m.path for m in named)
             raise UsageError(
                 f"{name_or_path}: names {len(named)} models ({paths}), expected one",
-                hint=f"modelver show {named[0].path}",
+                hint=f"modelver show {word(named[0].path)}",
             )
         if not named:
             path = self.repo_path(name_or_path)

@@ -119,9 +119,14 @@ def _upload_group(repo: Repository, root: Path, name: str | None, items: list[Wa
 
 
 def _in_cache(repo: Repository, item: Wanted) -> bool:
-    """Whether an object is in the cache; one that only the work tree has is stored first."""
+    """Whether an object is in the cache, whole; one that only the work tree has is stored first.
+
+    Raises:
+        ObjectCorrupt: The cache's bytes are not what their name says.
+    """
     cache = repo.cache(item.pointer.file)
     if cache.has(item.md5, legacy=item.pointer.legacy):
+        cache.check(item.md5, legacy=item.pointer.legacy)
         return True
     file = repo.top / item.path
     if item.pointer.is_folder or not file.is_file() or file.stat().st_size != (item.pointer.size or -1):

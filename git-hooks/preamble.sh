@@ -6,9 +6,9 @@ probe=@PROBE@
 
 modelver_hook() { # run the part in Python: the interpreter that installed this, else the program on PATH
     if [ -x "$python" ] && [ -r "$probe" ]; then
-        "$python" -P -m dvc_modelver.drivers.hooks "$@"
+        MODELVER_GIT_PID=$PPID "$python" -P -m dvc_modelver.drivers.hooks "$@"
     elif command -v modelver >/dev/null 2>&1; then
-        modelver hook "$@"
+        MODELVER_GIT_PID=$PPID modelver hook "$@"
     else
         echo "modelver: program not found, models are not looked after (pip install dvc-modelver; modelver install)" >&2
         return 127

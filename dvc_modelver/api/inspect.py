@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dvc_modelver.api.select import find_known, select
 from dvc_modelver.api.setup import hidden_models
 from dvc_modelver.checks import Problem, check_commits
-from dvc_modelver.errors import NotFoundError, UsageError
+from dvc_modelver.errors import NotFoundError, UsageError, word
 from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.registry.history import Version, iter_versions
 from dvc_modelver.registry.tags import ModelTag, read_tags
 from dvc_modelver.repository import Repository, TrackedModel
+from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.remotes import Remote
 from dvc_modelver.transfer import Wanted, objects_of_commits
 from dvc_modelver.worktree.describe import read_contents
@@ -27,11 +28,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One model that is not simply committed and pushed.
+    """One model that is not simply committed and pushed, or what keeps all of them from being so.
 
     Attributes:
-        state: ``retrained``, ``staged``, ``behind``, ``missing``, ``conflict``, ``undescribed``, ``hidden``
-            or ``unpushed``.
+        path: The model, or the pointer file that cannot be read; ``.`` for the whole repository.
+        state: ``retrained``, ``staged``, ``behind``, ``missing``, ``conflict``, ``unreadable``, ``undescribed``,
+            ``hidden`` or ``unpushed``.
         detail: What was found, in a few words.
         hint: The command to run next.
     """
@@ -52,14 +54,25 @@ def status(folder: Path | None = None) -> list[ModelStatus]:
         line = _status_of(repo, seen, index.read(metadata_path(seen.path)))
         if line is not None:
             found.append(line)
+    unreadable = repo.unreadable(repo.work_tree)
+    for file, err in unreadable.items():
+        found.append(ModelStatus(file, "unreadable", str(err).removeprefix(f"{file}: "), err.hint))
     for path, rule in hidden_models(repo).items():
-        found.append(ModelStatus(path, "hidden", f"ignored by {rule}", f"modelver add {path}"))
-    if repo.head is not None and repo.git.text("remote"):
-        for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
-            found.append(
-                ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
-            )
-    return sorted(found, key=lambda s: (s.path, s.state))
+        if f"{path}.dvc" not in unreadable:
+            found.append(ModelStatus(path, "hidden", f"ignored by {rule}", f"modelver add {word(path)}"))
+    return sorted([*found, *_unpushed(repo)], key=lambda s: (s.path, s.state))
+
+
+def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
+    if repo.head is None or not repo.models(repo.at("HEAD")):
+        return
+    if read_dvc_settings(repo.dvc_root()).default_remote is None:
+        yield ModelStatus(".", "unpushed", "no DVC remote: the weights are only here", "modelver init --remote URL")
+    if not repo.git.text("remote"):
+        yield ModelStatus(".", "unpushed", "no Git remote: the commits are only here", "git remote add origin URL")
+        return
+    for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
+        yield ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
 
 
 def _status_of(repo: Repository, seen: Seen, staged: bytes | None) -> ModelStatus | None:
@@ -67,22 +80,22 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None) -> ModelStatu
     if model.metadata is None and not model.problem:
         return ModelStatus(path, "undescribed", "tracked by DVC, no metadata", "modelver add --all")
     if model.problem:
-        return ModelStatus(path, "conflict", model.problem, f"modelver refresh {path}")
+        return ModelStatus(path, "conflict", model.problem, f"modelver refresh {word(path)}")
     assert model.metadata is not None
     match seen.action:
         case Action.DESCRIBE:
             return ModelStatus(path, "retrained", f"not described yet, {_was(seen)}", "modelver add -u")
         case Action.FOLLOW:
             target = (seen.decision.target or "")[:8]
-            return ModelStatus(path, "behind", f"the recorded object is {target}", f"modelver pull {path}")
+            return ModelStatus(path, "behind", f"the recorded object is {target}", f"modelver pull {word(path)}")
         case Action.MISSING:
-            return ModelStatus(path, "missing", "no file on disk", f"modelver pull {path}")
+            return ModelStatus(path, "missing", "no file on disk", f"modelver pull {word(path)}")
         case Action.CONFLICT:
             return ModelStatus(
                 path,
                 "conflict",
                 "weights and metadata both moved",
-                f"modelver add {path}; or modelver pull --force {path}",
+                f"modelver add {word(path)}; or modelver pull --force {word(path)}",
             )
         case _:
             pass
@@ -155,6 +168,9 @@ def fsck(
         view = repo.at("HEAD") if repo.head is not None else repo.index()
         wanted = [Wanted(p) for p in repo.pointers(view) if p.md5 and p.cache]
     result = Fsck(len(wanted))
+    for file, err in repo.unreadable(repo.work_tree).items():
+        result.problems.append(str(err))
+        result.hints.append(err.hint or f"git checkout HEAD -- {word(file)}")
     absent = [item for item in wanted if not _fsck_cached(repo, item, result, say)]
     on_remote = _fsck_remote(repo, wanted if remote else absent, result) if remote or absent else set()
     for item in absent:
@@ -169,7 +185,7 @@ def _fsck_cached(repo: Repository, item: Wanted, result: Fsck, say: Say) -> bool
     cache = repo.cache(item.pointer.file)
     if not cache.has(item.md5, legacy=item.pointer.legacy):
         return False
-    if not item.pointer.is_folder and not cache.verify(item.md5, legacy=item.pointer.legacy):
+    if not item.pointer.is_folder and not cache.verify(item.md5, legacy=item.pointer.legacy, anew=True):
         result.problems.append(f"{item.path}: cache object {item.md5} has other bytes than its name says")
         result.hints.append(f"rm {cache.path_of(item.md5, legacy=item.pointer.legacy)}; modelver pull {item.path}")
     return True

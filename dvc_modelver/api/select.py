@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dvc_modelver.errors import NotFoundError
+from dvc_modelver.errors import BadMetadataError, NotFoundError, word
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.registry.history import find_stage, find_version
 from dvc_modelver.registry.tags import read_tags
@@ -75,8 +75,10 @@ def select(repo: Repository, reference: str) -> Selected:
         model = find_known(repo, reference)  # a path with @ or # in it
         name, version, stage = reference, "", ""
     if not version and not stage:
+        if model.problem:
+            raise BadMetadataError(model.problem, hint=f"modelver refresh {word(model.path)}")
         if model.metadata is None:
-            raise NotFoundError(f"{model.path}: has no metadata yet", hint=f"modelver add {model.path}")
+            raise NotFoundError(f"{model.path}: has no metadata yet", hint=f"modelver add {word(model.path)}")
         return Selected(model, model.metadata, "", model.name)
     tags = read_tags(repo.git, model.name)
     if stage:

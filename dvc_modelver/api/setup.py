@@ -241,7 +241,7 @@ def uninstall(folder: str | Path = ".") -> list[Step]:
         config.unset_local(git, FSMONITOR)
         config.unset_local(git, "core.fsmonitorHookVersion")
         steps.append(Step("setting", FSMONITOR))
-    for name in ("state", "gate", "committed", "lock", "asked"):
+    for name in ("state", "gate", "committed", "lock", "asked", "told"):
         (repo.layout.state_dir / name).unlink(missing_ok=True)
     return steps
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dvc_modelver.errors import EnvironmentFailed, RefusedError, UsageError
+from dvc_modelver.errors import EnvironmentFailed, RefusedError, UsageError, word
 from dvc_modelver.metadata import ModelMetadata, TrainingFacts, metadata_path, table_path
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.registry.tags import check_name
@@ -48,7 +48,7 @@ def declared_facts(
             hashes = hash_file(Path(given))
             rows.append({"path": path, "md5": hashes.md5, "bytes": hashes.size})
         else:
-            raise UsageError(f"--data {given}: neither a file nor a DVC output", hint=f"dvc add {given}")
+            raise UsageError(f"--data {given}: neither a file nor a DVC output", hint=f"dvc add {word(given)}")
     return TrainingFacts(
         hyperparameters=dict(params) if params else None,
         metrics=dict(metrics) if metrics else None,
@@ -159,7 +159,7 @@ class _Adder:
         if file.is_dir():
             raise UsageError(
                 f"{path}: a folder, expected a model file",
-                hint=f"modelver add {path}/FILE; or dvc add {path}",
+                hint=f"modelver add {word(path)}/FILE; or dvc add {word(path)}",
             )
         if not file.exists():
             if pointer is None or pointer.md5 is None:
@@ -179,7 +179,7 @@ class _Adder:
         if outside and not self.accept:
             raise RefusedError(
                 f"{path}: an output of stage {pointer.stage!r} in {pointer.file}, changed outside dvc repro",
-                hint=f"dvc repro; or, to keep these weights: modelver add --accept {path}",
+                hint=f"dvc repro; or, to keep these weights: modelver add --accept {word(path)}",
             )
         if outside:
             disk = self.repo.top / pointer.file
@@ -258,7 +258,9 @@ def _refresh(repo: Repository, tracker: Tracker, model: TrackedModel, facts: Tra
     if not cache.has(md5, legacy=pointer.legacy):
         got = fetch(repo, [Wanted(pointer)], say)
         for line in got.failed.values():
-            raise EnvironmentFailed(line.split("\n")[0], hint=f"modelver add {model.path} describes the file on disk")
+            raise EnvironmentFailed(
+                line.split("\n")[0], hint=f"modelver add {word(model.path)} describes the file on disk"
+            )
     old = model.metadata.training if model.metadata is not None and model.metadata.md5 == md5 else TrainingFacts()
     gathered = gather_training(repo.work_tree.read, pointer, repo.settings)
     hashes = cache.hash_object(md5, legacy=pointer.legacy)
@@ -288,7 +290,7 @@ def mv(old: str | Path, new: str | Path, *, say: Say = lambda _line: None, folde
     path = repo.inside(target)
     taken = [p for p in (path, path + ".dvc", metadata_path(path)) if (repo.top / p).exists()]
     if taken:
-        raise UsageError(f"{taken[0]}: is there already", hint=f"modelver rm {path}")
+        raise UsageError(f"{taken[0]}: is there already", hint=f"modelver rm {word(path)}")
     with locked(repo.layout.state_dir):
         keeper = Keeper(repo, say)
         tracker = Tracker(keeper)

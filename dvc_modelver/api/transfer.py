@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dvc_modelver.errors import BadMetadataError
 from dvc_modelver.repository import Repository
 from dvc_modelver.transfer import Upload, Wanted, fetch, objects_of_commits, upload
 from dvc_modelver.worktree.law import Action
@@ -80,7 +81,7 @@ def pull(*names: str, force: bool = False, say: Say = lambda _line: None, folder
     repo = Repository.open(folder)
     repo.dvc_root()
     only = [repo.find_model(repo.work_tree, name).path for name in names] or None
-    done = Pulled()
+    done = Pulled(failed={} if only else {f: _one_line(f, err) for f, err in repo.unreadable(repo.work_tree).items()})
     with locked(repo.layout.state_dir):
         keeper = Keeper(repo, say)
         todo: list[tuple[Seen, str]] = []
@@ -102,10 +103,15 @@ def pull(*names: str, force: bool = False, say: Say = lambda _line: None, folder
         for seen, target in todo:
             if target in got.failed:
                 done.failed[seen.path] = got.failed[target]
-            elif keeper.follow(seen, target, verify=target not in got.md5s):
+            elif keeper.follow(seen, target):
                 done.restored.append(seen.path)
         keeper.save()
     return done
+
+
+def _one_line(file: str, err: BadMetadataError) -> str:
+    line = str(err).removeprefix(f"{file}: ")
+    return f"{line}\nhint: {err.hint}" if err.hint else line
 
 
 def _target(seen: Seen, *, force: bool) -> str | None:

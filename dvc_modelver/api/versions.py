@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dvc_modelver.api.compare import diff
 from dvc_modelver.api.select import Selected, find_known, select, split_reference
-from dvc_modelver.errors import EnvironmentFailed, NotFoundError, ObjectMissing, RefusedError, UsageError
+from dvc_modelver.errors import EnvironmentFailed, NotFoundError, ObjectMissing, RefusedError, UsageError, word
 from dvc_modelver.git.porcelain import GitFailed
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
 from dvc_modelver.pipeline import flatten
@@ -78,7 +78,7 @@ def tag(
     model = repo.find_model(repo.at(commit), name)
     check_name(model.name)
     if model.metadata is None:
-        raise NotFoundError(f"{rev}: has no metadata of {model.path}", hint=f"modelver add {model.path}")
+        raise NotFoundError(f"{rev}: has no metadata of {model.path}", hint=f"modelver add {word(model.path)}")
     tags = versions_of(read_tags(repo.git, model.name))
     latest = tags[-1] if tags else None
     reason = ""
@@ -212,9 +212,15 @@ def _version_before(repo: Repository, path: str, current: ModelMetadata | None) 
         return versions[0]
     if not older:
         raise NotFoundError(
-            f"{path}: version {number} is the first, there is none before it", hint="modelver log " + path
+            f"{path}: there is no version before {number} in this history", hint=_older_hint(repo, path)
         )
     return max(older, key=lambda v: v.number)
+
+
+def _older_hint(repo: Repository, path: str) -> str:
+    if (repo.layout.common_dir / "shallow").exists():
+        return "git fetch --unshallow: this clone has only the newest commits"
+    return f"modelver log {word(path)}"
 
 
 def _restore(repo: Repository, chosen: Selected, current: ModelMetadata | None, say: Say) -> RolledBack:
@@ -243,14 +249,15 @@ def _restore(repo: Repository, chosen: Selected, current: ModelMetadata | None, 
         blobs[pointer.file] = view.read(pointer.file)
     else:
         blobs[pointer.file], moved = _restored_lock(repo, chosen, view.read(pointer.file) or b"")
-    for name, content in blobs.items():
-        if content is None:
-            (repo.top / name).unlink(missing_ok=True)
-        else:
-            write_if_changed(repo.top / name, content)
-    repo.git.stage_blobs(blobs)
-    tracker.stage_ignore_line(path)
-    repo.cache(path).materialise(md5, file, legacy=pointer.legacy)
+    with repo.cache(path).prepare(md5, file, legacy=pointer.legacy) as put:
+        for name, content in blobs.items():
+            if content is None:
+                (repo.top / name).unlink(missing_ok=True)
+            else:
+                write_if_changed(repo.top / name, content)
+        repo.git.stage_blobs(blobs)
+        tracker.stage_ignore_line(path)
+        put()
     found = keeper.look(only=[path])
     for now in found:
         keeper.remember(now, agreed=md5, md5=md5)
@@ -323,7 +330,7 @@ def load(
     if target.is_dir():
         target = target / posixpath.basename(pointer.path)
     if target.exists() and not force:
-        raise UsageError(f"{target}: is there already", hint=f"modelver load {reference} -o {target} --force")
+        raise UsageError(f"{target}: is there already", hint=f"modelver load {reference} -o {word(target)} --force")
     _have_object(repo, pointer, say)
     cache = repo.cache(pointer.path)
     target.parent.mkdir(parents=True, exist_ok=True)

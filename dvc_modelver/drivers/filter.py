@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dvc_modelver.drivers.hooks import say
-from dvc_modelver.errors import ModelverError, UsageError
+from dvc_modelver.errors import ModelverError, UsageError, word
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.gate import MAX_GATE_BYTES, MAX_TEXT_BYTES, GatePointer, find_gate, is_plain_text
@@ -138,7 +138,7 @@ def clean(repo: Repository, path: str, pieces: Iterator[bytes]) -> Iterator[byte
     if stamp_of(file) != before:
         raise UsageError(
             "still being written: its size or time moved while it was read",
-            hint=f"git add {path} when it is done",
+            hint=f"git add {word(path)} when it is done",
         )
     gate = GatePointer(hashes.md5, hashes.sha256, hashes.size)
     note_gate(repo, path, gate, before)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dvc_modelver.errors import ModelverError, RefusedError
+from dvc_modelver.errors import ModelverError, RefusedError, word
 from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.repository import Repository
 from dvc_modelver.worktree.state import locked
+
+if TYPE_CHECKING:
+    from dvc_modelver.transfer import Wanted
 
 
 def say(line: str) -> None:
@@ -91,6 +95,8 @@ def _follow(repo: Repository, _args: list[str]) -> None:
         if not left:
             return
         wanted = {seen.path: Wanted(replace(seen.model.pointer, md5=seen.decision.target)) for seen in left}
+        if _was_told(repo, wanted.values()):
+            return
         if is_in_progress(repo):
             reasons = dict.fromkeys(wanted, "not fetched in the middle of a rebase or bisect")
         else:
@@ -100,7 +106,20 @@ def _follow(repo: Repository, _args: list[str]) -> None:
             reasons = {p: done.failed[w.md5] for p, w in wanted.items() if w.md5 in done.failed}
             reasons |= {i.path: "larger than limits.fetch_max_bytes" for i in done.skipped}
     for path, why in reasons.items():
-        say(f"{path}: still the weights of before: {why}\nhint: modelver pull {path}")
+        say(f"{path}: still the weights of before: {why}\nhint: modelver pull {word(path)}")
+
+
+def _was_told(repo: Repository, wanted: Iterable[Wanted]) -> bool:
+    """Whether another hook of the same Git command tried for these objects already; it is, from now on."""
+    from dvc_modelver.worktree.state import write_file
+
+    command = os.environ.get("MODELVER_GIT_PID", "")
+    text = " ".join([command, str(is_in_progress(repo)), *sorted(w.md5 for w in wanted)]).encode()
+    note = repo.layout.state_dir / "told"
+    if command and note.is_file() and note.read_bytes() == text:
+        return True
+    write_file(note, text)
+    return False
 
 
 def is_in_progress(repo: Repository) -> bool:
@@ -111,7 +130,7 @@ def is_in_progress(repo: Repository) -> bool:
 
 def _pre_push(repo: Repository, args: list[str]) -> None:
     from dvc_modelver.checks import check_commits
-    from dvc_modelver.transfer import Wanted, known_refs, objects_of_commits, upload
+    from dvc_modelver.transfer import known_refs, objects_of_commits, upload
 
     remote = args[0] if args else "origin"
     wanted: dict[str, Wanted] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dvc_modelver.errors import UsageError
+from dvc_modelver.errors import UsageError, word
 from dvc_modelver.git.porcelain import Git
 
 
@@ -51,7 +51,7 @@ def find_layout(folder: Path) -> Layout:
         if "not owned by" in str(err):
             raise UsageError(
                 f"{folder}: Git refuses a repository that another user owns",
-                hint=f"git config --global --add safe.directory {folder}",
+                hint=f"git config --global --add safe.directory {word(folder)}",
             ) from err
         raise UsageError(f"{folder}: not in a Git repository", hint="modelver init") from err
     git_dir = Path(repo.path)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dvc_modelver.errors import EnvironmentFailed, UsageError
+from dvc_modelver.errors import EnvironmentFailed, UsageError, word
 
 BUFFER_BYTES = 4 << 20
 Progress = Callable[[int], None]
@@ -123,7 +123,7 @@ def rotate_buffers() -> Iterator[memoryview]:
     return itertools.cycle([memoryview(bytearray(BUFFER_BYTES)) for _ in range(3)])
 
 
-def hash_file(path: Path, *, progress: Progress | None = None) -> Hashes:
+def hash_file(path: Path, *, sha256: bool = True, progress: Progress | None = None) -> Hashes:
     """Hash a file in fixed buffers.
 
     Raises:
@@ -131,9 +131,9 @@ def hash_file(path: Path, *, progress: Progress | None = None) -> Hashes:
         EnvironmentFailed: It cannot be read.
     """
     try:
-        return consume(path, None, progress=progress)
+        return consume(path, None, sha256=sha256, progress=progress)
     except OSError as err:
-        raise EnvironmentFailed(f"{path}: cannot be read ({err.strerror})", hint=f"ls -l {path}") from err
+        raise EnvironmentFailed(f"{path}: cannot be read ({err.strerror})", hint=f"ls -l {word(path)}") from err
 
 
 def consume(path: Path, sink: Sink | None, *, sha256: bool = True, progress: Progress | None = None) -> Hashes:

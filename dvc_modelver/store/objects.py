@@ -12,11 +12,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ObjectCorrupt, ObjectMissing
+from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ObjectCorrupt, ObjectMissing, word
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.store.dvcconfig import DvcSettings
 from dvc_modelver.store.hashing import (
@@ -28,6 +28,7 @@ from dvc_modelver.store.hashing import (
     hash_pieces,
     still_writing,
 )
+from dvc_modelver.store.verified import Verified
 
 __all__ = ["Cache", "FileStamp", "Hashes", "hash_file"]
 
@@ -43,6 +44,7 @@ class Cache:
     def __init__(self, settings: DvcSettings) -> None:
         self.settings = settings
         self.folder = settings.cache_dir
+        self._verified = Verified(settings.root / ".dvc" / "tmp" / "modelver.verified")
 
     @property
     def prefers_links(self) -> bool:
@@ -84,7 +86,7 @@ class Cache:
             hashes = known or self._copy_in(path, temp, progress)
             if FileStamp.of(path) != stamp:
                 raise still_writing(path)
-            self._publish(temp, hashes.md5)
+            self._publish(temp, hashes.md5, is_hashed=known is None)
         if link and self.prefers_links and FileStamp.of(path) == stamp:
             self.materialise(hashes.md5, path)
         return hashes
@@ -111,7 +113,7 @@ class Cache:
             with temp.open("wb", buffering=0) as out:
                 hashes = hash_pieces(pieces, _SyncedWriter(out.fileno()), progress=progress)
                 os.fsync(out.fileno())
-            self._publish(temp, hashes.md5)
+            self._publish(temp, hashes.md5, is_hashed=True)
         return hashes
 
     @contextmanager
@@ -141,7 +143,7 @@ class Cache:
             except OSError:
                 continue
 
-    def _publish(self, temp: Path, md5: str) -> None:
+    def _publish(self, temp: Path, md5: str, *, is_hashed: bool) -> None:
         target = self.path_of(md5)
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.settings.shared:
@@ -149,45 +151,55 @@ class Cache:
         temp.chmod(0o444)
         temp.replace(target)
         _sync_folder(target.parent)
+        if is_hashed:
+            self._verified.note(md5, target)
 
     # Out of the cache
 
-    def materialise(
-        self,
-        oid: str,
-        target: Path,
-        *,
-        legacy: bool = False,
-        verify: bool = False,
-        progress: Progress | None = None,
-    ) -> None:
+    def materialise(self, oid: str, target: Path, *, legacy: bool = False, progress: Progress | None = None) -> None:
         """Put an object at a path of the work tree, as ``cache.type`` says; what is there is replaced at once.
 
         The caller has seen to it that the bytes replaced are in the cache.
 
+        Raises:
+            ObjectMissing, ObjectCorrupt, EnvironmentFailed: As `prepare`; the target is untouched.
+        """
+        with self.prepare(oid, target, legacy=legacy, progress=progress) as put:
+            put()
+
+    @contextmanager
+    def prepare(
+        self, oid: str, target: Path, *, legacy: bool = False, progress: Progress | None = None
+    ) -> Iterator[Callable[[], None]]:
+        """Lay an object beside a path of the work tree, verified; nothing that can fail is left but a rename.
+
         Args:
             oid: The object.
-            target: Where to.
+            target: Where it is to go.
             legacy: The object lies in the layout of DVC before 3.0.
-            verify: Hash it first even where it is only linked.
             progress: Called with the number of bytes copied since the last call.
+
+        Yields:
+            What puts it into place.
 
         Raises:
             ObjectMissing: The cache does not have it.
-            ObjectCorrupt: Its bytes are not what its name says; the target is untouched.
+            ObjectCorrupt: Its bytes are not what its name says.
             EnvironmentFailed: The disk is full.
         """
         source = self._existing(oid, legacy=legacy)
-        if verify and not self.verify(oid, legacy=legacy):
-            raise self._corrupt(oid, source)
         target.parent.mkdir(parents=True, exist_ok=True)
         temp = target.with_name(f".{target.name[:80]}.modelver-{os.getpid()}-{time.monotonic_ns()}")
+
+        def put() -> None:
+            temp.replace(target)
+            _sync_folder(target.parent)
+
         try:
             for kind in (*self.settings.cache_types, "copy"):
                 if self._place(kind, source, temp, oid, legacy, progress):
                     break
-            temp.replace(target)
-            _sync_folder(target.parent)
+            yield put
         except OSError as err:
             raise _disk_error(
                 err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in"
@@ -197,15 +209,21 @@ class Cache:
 
     def _place(self, kind: str, source: Path, temp: Path, oid: str, legacy: bool, progress: Progress | None) -> bool:
         try:
+            if kind in ("hardlink", "symlink"):
+                self.check(oid, legacy=legacy)
             if kind == "hardlink":
                 os.link(source, temp)
+                self._verified.note_link(oid, source)
             elif kind == "symlink":
                 temp.symlink_to(source)
             elif kind == "reflink":
                 if not _reflink(source, temp):
                     temp.unlink(missing_ok=True)
                     return False
+                self.check(oid, legacy=legacy)
                 temp.chmod(0o666 & ~_umask())
+            elif self._verified.knows(oid, source):
+                _copy_bytes(source, temp, progress)
             else:
                 self._copy_verified(source, temp, None if legacy else oid, progress)
         except OSError as err:
@@ -223,8 +241,11 @@ class Cache:
         with temp.open("wb", buffering=0) as out:
             found = consume(source, _SyncedWriter(out.fileno()), sha256=False, progress=progress)
             os.fsync(out.fileno())
-        if md5 is not None and found.md5 != md5:
+        if md5 is None:
+            return
+        if found.md5 != md5:
             raise self._corrupt(md5, source)
+        self._verified.note(md5, source)
 
     def copy_out(self, oid: str, target: Path, *, legacy: bool = False, progress: Progress | None = None) -> None:
         """Copy an object to any path, verified, never linked.
@@ -255,7 +276,7 @@ class Cache:
     def _corrupt(self, oid: str, source: Path) -> ObjectCorrupt:
         return ObjectCorrupt(
             f"{source}: its bytes do not have the md5 {oid} that names it",
-            hint=f"rm -f {source}; modelver pull",
+            hint=f"rm -f {word(source)}; modelver pull",
         )
 
     def hash_object(self, oid: str, *, legacy: bool = False, progress: Progress | None = None) -> Hashes:
@@ -271,11 +292,29 @@ class Cache:
             raise self._corrupt(oid, source)
         return found
 
-    def verify(self, oid: str, *, legacy: bool = False) -> bool:
-        """Whether an object's bytes have the md5 of its name; of a legacy text object that cannot be told here."""
-        if oid.endswith(".dir"):
-            return hash_file(self._existing(oid, legacy=legacy)).md5 == oid.removesuffix(".dir")
-        return legacy or hash_file(self._existing(oid, legacy=legacy)).md5 == oid
+    def check(self, oid: str, *, legacy: bool = False) -> None:
+        """Make sure of an object's bytes, as `verify` does.
+
+        Raises:
+            ObjectMissing: The cache does not have it.
+            ObjectCorrupt: Its bytes are not what its name says.
+        """
+        if not self.verify(oid, legacy=legacy):
+            raise self._corrupt(oid, self.path_of(oid, legacy=legacy))
+
+    def verify(self, oid: str, *, legacy: bool = False, anew: bool = False) -> bool:
+        """Whether an object's bytes have the md5 of its name; of a legacy text object that cannot be told here.
+
+        An object that was verified, and not written since, is not read again, unless it is to be read `anew`.
+        """
+        source = self._existing(oid, legacy=legacy)
+        if legacy and not oid.endswith(".dir"):
+            return True
+        if anew or not self._verified.knows(oid, source):
+            if hash_file(source, sha256=False).md5 != oid.removesuffix(".dir"):
+                return False
+            self._verified.note(oid, source)
+        return True
 
     def iter_folder(self, oid: str, *, legacy: bool = False) -> Iterator[tuple[str, str]]:
         """Give (relative path, md5) of every file of a folder object.
@@ -292,7 +331,7 @@ class Cache:
                 yield str(entry["relpath"]), str(entry["md5"])
         except (ValueError, KeyError, TypeError) as err:
             raise BadMetadataError(
-                f"{source}: not a folder listing of DVC's", hint=f"rm -f {source}; dvc fetch"
+                f"{source}: not a folder listing of DVC's", hint=f"rm -f {word(source)}; dvc fetch"
             ) from err
 
 
@@ -361,5 +400,5 @@ def _disk_error(err: OSError, folder: Path, needed: int, what: str) -> Environme
         except OSError:
             free = "unknown"
         need = f"{human_bytes(needed)} needed, " if needed else ""
-        return EnvironmentFailed(f"{what} {folder}: the disk is full ({need}{free} free)", hint=f"df -h {folder}")
-    return EnvironmentFailed(f"{what} {folder}: {err.strerror or err}", hint=f"ls -ld {folder}")
+        return EnvironmentFailed(f"{what} {folder}: the disk is full ({need}{free} free)", hint=f"df -h {word(folder)}")
+    return EnvironmentFailed(f"{what} {folder}: {err.strerror or err}", hint=f"ls -ld {word(folder)}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.errors import BadMetadataError, word
 
 MAX_POINTER_BYTES = 64 << 20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -68,6 +68,16 @@ def read_pointers(text: bytes, file: str, *, dvc_yaml: bytes | None = None) -> l
     return [p for out in _entries(data, "outs", file) if (p := _pointer(out, out, base, file, "dvc", None)) is not None]
 
 
+def read_wdir(text: bytes, file: str) -> str:
+    """Give the ``wdir`` of a ``.dvc`` file: the folder that its paths start from; empty for its own.
+
+    Raises:
+        BadMetadataError: The file cannot be read.
+    """
+    read_pointers(text, file)
+    return str(_load(text, file).get("wdir") or "")
+
+
 def _load(text: bytes, file: str, *, typed: bool = False) -> Mapping[str, Any]:
     """Parse a file; every scalar is a text unless `typed`.
 
@@ -82,18 +92,18 @@ def _load(text: bytes, file: str, *, typed: bool = False) -> Mapping[str, Any]:
     if re.search(rb"^<<<<<<< ", text, re.MULTILINE):
         raise BadMetadataError(
             f"{file}: found conflict markers, expected YAML",
-            hint=f"resolve the conflict in {file}, then git add {file}",
+            hint=f"resolve the conflict in {word(file)}, then git add {word(file)}",
         )
     try:
         data = yaml.load(text, Loader=getattr(yaml, fast, slow))  # noqa: S506 - all four are safe
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as err:
         detail = " ".join(str(err).split())[:120]
-        raise BadMetadataError(f"{file}: not YAML ({detail})", hint=f"git checkout HEAD -- {file}") from err
+        raise BadMetadataError(f"{file}: not YAML ({detail})", hint=f"git checkout HEAD -- {word(file)}") from err
     if data is None or data == "":
         return {}
     if not isinstance(data, Mapping):
         raise BadMetadataError(
-            f"{file}: found {type(data).__name__}, expected a mapping", hint=f"git checkout HEAD -- {file}"
+            f"{file}: found {type(data).__name__}, expected a mapping", hint=f"git checkout HEAD -- {word(file)}"
         )
     return data
 
@@ -103,7 +113,7 @@ def _entries(data: Mapping[str, Any], key: str, file: str) -> list[Mapping[str, 
     if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
         raise BadMetadataError(
             f"{file}: {key} is {found!r:.60}, expected a list of mappings",
-            hint=f"git checkout HEAD -- {file}",
+            hint=f"git checkout HEAD -- {word(file)}",
         )
     return found
 
@@ -114,14 +124,14 @@ def _pointer(
     path, md5, size = out.get("path"), out.get("md5") or None, out.get("size")
     if not isinstance(path, str):
         raise BadMetadataError(
-            f"{file}: an output's path is {path!r:.60}, expected a text", hint=f"git checkout HEAD -- {file}"
+            f"{file}: an output's path is {path!r:.60}, expected a text", hint=f"git checkout HEAD -- {word(file)}"
         )
     if path.startswith("/") or _URL.match(path):
         return None
     if md5 is not None and not (isinstance(md5, str) and _MD5.fullmatch(md5)):
         raise BadMetadataError(
             f"{file}: md5 of {path} is {md5!r:.60}, expected 32 hex digits",
-            hint=f"git checkout HEAD -- {file}",
+            hint=f"git checkout HEAD -- {word(file)}",
         )
     where = posixpath.normpath(posixpath.join(base, path))
     if where.startswith("../") or where == "..":

@@ -149,7 +149,7 @@ class Remote:
 
     def _fetch_objects(self, oids: set[str], legacy: set[str] | frozenset[str], result: FetchResult) -> None:
         absent = self.missing(oids, legacy=legacy)
-        result.failed.update({oid: f"object {oid[:8]} is not on {self.url}" for oid in absent})
+        result.failed.update({oid: f"object {oid[:8]} is not on {self.url}\n{NOT_THERE_HINT}" for oid in absent})
         todo = oids - absent
         with _quiet() as said, _explained(self.url):
             if todo:
@@ -181,6 +181,9 @@ class Remote:
                 )
             except FileNotFoundError as err:
                 raise ObjectMissing(f"object {oid[:8]}: not on {self.url}", hint="modelver fsck --remote") from err
+
+
+NOT_THERE_HINT = "hint: run modelver push where the object is, most likely where it was committed"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dvc_modelver.errors import BadMetadataError, RefusedError, UsageError
+from dvc_modelver.errors import BadMetadataError, RefusedError, UsageError, word
 from dvc_modelver.git.porcelain import ZERO_OID, Change
 from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_digest, table_path
 from dvc_modelver.repository import IndexView, Repository, is_pointer_file
@@ -106,7 +106,7 @@ class Stager:
         if pointer is not None and pointer.kind == "lock" and pointer.md5 != gate.md5:
             raise RefusedError(
                 f"{path}: an output of the pipeline in {pointer.file}, changed outside dvc repro",
-                hint=OUTSIDE_HINT.format(path),
+                hint=OUTSIDE_HINT.format(word(path)),
             )
         self.tracker.track(path, hashes, pointer)
         file, note = self.repo.top / path, read_gates(self.repo).get(path, {})
@@ -124,7 +124,7 @@ class Stager:
             return
         raise RefusedError(
             f"{path}: its object {md5} is not in the DVC cache any more, and the file changed",
-            hint=f"git add {path}",
+            hint=f"git add {word(path)}",
         )
 
     def _model_md5(self, path: str) -> str | None:
@@ -145,7 +145,7 @@ class Stager:
         if pointer.kind == "lock" and seen.md5 != pointer.md5:
             raise RefusedError(
                 f"{seen.path}: an output of stage {pointer.stage!r} in {pointer.file}, changed outside dvc repro",
-                hint=OUTSIDE_HINT.format(seen.path),
+                hint=OUTSIDE_HINT.format(word(seen.path)),
             )
 
     # One staged model
@@ -179,7 +179,7 @@ class Stager:
         try:
             metadata = self.repo.metadata(view, path)
         except BadMetadataError as err:
-            raise RefusedError(str(err), hint=f"modelver refresh {path}") from err
+            raise RefusedError(str(err), hint=f"modelver refresh {word(path)}") from err
         if pointer is None:
             self._stage_pointer_of(path, metadata, view)
             return
@@ -197,13 +197,13 @@ class Stager:
             raise RefusedError(
                 f"{path}: its metadata names {metadata.md5[:8]}, {pointer.file} names {(pointer.md5 or '?')[:8]}: "
                 "changed outside dvc repro",
-                hint=OUTSIDE_HINT.format(path),
+                hint=OUTSIDE_HINT.format(word(path)),
             )
         if pointer.file in staged:
             raise RefusedError(
                 f"{path}: the staged metadata is that of {metadata.md5[:8]}, the staged pointer that of "
                 f"{(pointer.md5 or '?')[:8]}; expected one version",
-                hint=f"modelver add {path}",
+                hint=f"modelver add {word(path)}",
             )
         self._stage_pointer_of(path, metadata, view)
 
@@ -215,7 +215,7 @@ class Stager:
         if not found or found[0].md5 != metadata.md5:
             raise RefusedError(
                 f"{path}: metadata of {metadata.md5[:8]} is staged, but no pointer names that object",
-                hint=f"modelver add {path}",
+                hint=f"modelver add {word(path)}",
             )
         self._check_object(path, found[0])
         self.repo.git.stage_blobs({found[0].file: (self.repo.top / found[0].file).read_bytes()})
@@ -227,7 +227,7 @@ class Stager:
         if seen is None or seen.md5 is None:
             raise RefusedError(
                 f"{path}: metadata is pending, but the model is gone",
-                hint=f"git restore {metadata_path(path)}",
+                hint=f"git restore {word(metadata_path(path))}",
             )
         self._refuse_outside(seen)
         try:
@@ -240,7 +240,7 @@ class Stager:
         if pointer.md5 is None or not self._check_object(path, pointer):
             self.keeper.say(
                 f"{path}: metadata cannot be written without the object\n"
-                f"hint: modelver pull {path} && modelver refresh {path}"
+                f"hint: modelver pull {word(path)} && modelver refresh {word(path)}"
             )
             return
         cache = self.repo.cache(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ModelverError, NotFoundError
+from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ModelverError, NotFoundError, word
 from dvc_modelver.metadata import (
     ModelMetadata,
     TrainingFacts,
@@ -18,7 +18,7 @@ from dvc_modelver.metadata import (
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import CommitView, Repository, TrackedModel
 from dvc_modelver.store.objects import Hashes, hash_file
-from dvc_modelver.store.pointers import Pointer, write_pointer
+from dvc_modelver.store.pointers import Pointer, read_wdir, write_pointer
 from dvc_modelver.worktree.describe import Contents, Description, describe, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
 from dvc_modelver.worktree.state import (
@@ -223,7 +223,7 @@ class Keeper:
             write_file(path, replace(metadata, pending=seen.stamp).render())
         self.remember(seen)
 
-    def follow(self, seen: Seen, target: str, *, verify: bool = False) -> bool:
+    def follow(self, seen: Seen, target: str) -> bool:
         """Make the model the object that is recorded, if the cache has it; the bytes it replaces go there.
 
         Returns:
@@ -237,7 +237,7 @@ class Keeper:
             return False
         if seen.md5 is not None and not cache.has(seen.md5):
             cache.store_file(file, link=False)
-        cache.materialise(target, file, legacy=seen.model.pointer.legacy, verify=verify)
+        cache.materialise(target, file, legacy=seen.model.pointer.legacy)
         self.remember(seen, agreed=target, md5=target)
         return True
 
@@ -253,8 +253,8 @@ class Keeper:
         )
         self.say(
             f"conflict: {seen.path}: {why}; nothing was replaced\n"
-            f"hint: modelver add {seen.path} keeps these weights as the next version; "
-            f"modelver pull --force {seen.path} takes the recorded ones"
+            f"hint: modelver add {word(seen.path)} keeps these weights as the next version; "
+            f"modelver pull --force {word(seen.path)} takes the recorded ones"
         )
         self.remember(seen)
 
@@ -303,15 +303,14 @@ def write_dvc_pointer(repo: Repository, pointer: Pointer, path: str, hashes: Has
 
 
 def path_in_file(pointer_file: str, path: str, text: str | None) -> str:
-    """Give the out's path as its ``.dvc`` file spells it."""
+    """Give the out's path as its ``.dvc`` file spells it.
+
+    Raises:
+        BadMetadataError: The file cannot be read.
+    """
     import posixpath
 
-    wdir = ""
-    if text is not None:
-        import yaml
-
-        data = yaml.safe_load(text)
-        wdir = str(data.get("wdir") or "") if isinstance(data, dict) else ""
+    wdir = read_wdir(text.encode(), pointer_file) if text is not None else ""
     base = posixpath.normpath(posixpath.join(posixpath.dirname(pointer_file), wdir))
     return posixpath.relpath(path, base)
 
@@ -339,7 +338,7 @@ def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool, 
             if not _apply_one(keeper, seen, describing=describing, following=following):
                 left.append(seen)
         except (EnvironmentFailed, NotFoundError) as err:
-            say(f"{seen.path}: {err}")
+            say(f"{seen.path}: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
             left.append(seen)
     keeper.remember_all(found)
     keeper.save()

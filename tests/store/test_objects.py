@@ -113,7 +113,7 @@ def test_objects_are_synced_before_they_are_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
     store(cache(tmp_path, "copy"), tmp_path)
-    assert calls == ["fsync", "rename", "fsync"]
+    assert calls[:3] == ["fsync", "rename", "fsync"]  # what follows is the note that it was verified
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""What is broken is named once, with the command that mends it, and nothing else is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_commands import failing
+from tests.sandbox import Sandbox
+
+MODEL = "models/net.safetensors"
+
+
+@pytest.fixture
+def two(sandbox: Sandbox) -> Sandbox:
+    """Two committed versions, pushed to a bare repository and a local DVC remote."""
+    sandbox.run("git", "init", "-q", "--bare", str(sandbox.path.parent / "origin.git"))
+    sandbox.git("remote", "add", "origin", "../origin.git")
+    for seed in (1, 2):
+        sandbox.train(MODEL, seed)
+        sandbox.git("add", ".")
+        sandbox.git("commit", "-q", "-m", f"version {seed}")
+    sandbox.git("push", "-q", "-u", "origin", "main")
+    return sandbox
+
+
+def damage(box: Sandbox, md5: str) -> Path:
+    """Flip one byte of a cache object."""
+    obj = box.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    data = bytearray(obj.read_bytes())
+    data[-1] ^= 1
+    obj.chmod(0o644)
+    obj.write_bytes(data)
+    return obj
+
+
+def first_md5(box: Sandbox) -> str:
+    return box.git("show", f"HEAD~1:{MODEL}.dvc").split("md5: ")[1][:32]
+
+
+def test_rollback_to_a_corrupt_object_changes_nothing(two: Sandbox) -> None:
+    before = two.md5(MODEL)
+    damage(two, first_md5(two))
+    assert "rm -f" in failing(two, "rollback", "net", code=4)
+    assert two.git("status", "--porcelain") == ""
+    assert two.md5(MODEL) == before
+
+
+@pytest.mark.parametrize("kind", ["hardlink", "symlink", "copy"])
+def test_a_corrupt_object_is_not_linked(two: Sandbox, kind: str) -> None:
+    two.dvc("config", "cache.type", kind)
+    before = two.md5(MODEL)
+    damage(two, first_md5(two))
+    out = two.git("checkout", "-q", "HEAD~1", ok=False)
+    assert "other bytes" in out or "do not have the md5" in out
+    assert "hint: rm -f" in out
+    assert two.md5(MODEL) == before
+    assert "behind" in two.modelver("status")
+
+
+def test_a_corrupt_object_is_not_pushed(two: Sandbox) -> None:
+    md5 = two.train(MODEL, 3)
+    two.git("commit", "-q", "-am", "version 3")
+    damage(two, md5)
+    done = two.run("git", "push", ok=False)
+    assert done.returncode != 0
+    assert md5 in done.stderr
+    assert not (two.path.parent / "remote/files/md5" / md5[:2] / md5[2:]).exists()
+
+
+def test_fsck_reads_what_was_verified_before(two: Sandbox) -> None:
+    md5 = two.md5(MODEL)
+    obj = two.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    times = obj.stat()
+    damage(two, md5)
+    import os
+
+    os.utime(obj, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = two.run("modelver", "fsck", ok=False)
+    assert done.returncode == 1
+    assert md5 in done.stdout
+
+
+def test_a_broken_pointer_is_named(two: Sandbox) -> None:
+    pointer = two.path / f"{MODEL}.dvc"
+    for text in ("{{{", "outs: 5\n", "outs:\n- md5: nonsense\n  path: net.safetensors\n"):
+        pointer.write_text(text)
+        assert f"unreadable  {MODEL}.dvc" in two.modelver("status")
+        assert "hidden" not in two.modelver("status")
+        assert "git checkout HEAD --" in two.run("modelver", "fsck", ok=False).stdout
+        assert two.exit_code("pull") == 4
+        two.train(MODEL, 7)
+        assert "git checkout HEAD --" in failing(two, "add", MODEL, code=2)
+        assert pointer.read_text() == text
+
+
+def test_broken_metadata_is_named(two: Sandbox) -> None:
+    (two.path / f"{MODEL}.modelver.json").write_text("nonsense")
+    assert "not JSON" in failing(two, "show", "net", code=2)
+    assert f"modelver refresh {MODEL}" in two.modelver("status")
+    two.modelver("refresh", MODEL)
+    assert two.git("status", "--porcelain") == ""
+
+
+def test_a_missing_object_is_told_once_per_command(two: Sandbox) -> None:
+    two.drop(first_md5(two))
+    (two.path.parent / "remote").rename(two.path.parent / "elsewhere")
+    done = two.run("git", "checkout", "-q", "HEAD~1")
+    assert done.stderr.count("still the weights of before") == 1
+    assert two.git("checkout", "-q", "main") == ""
+    done = two.run("git", "checkout", "-q", "HEAD~1")
+    assert done.stderr.count("still the weights of before") == 1
+
+
+def test_hints_can_be_pasted(sandbox: Sandbox) -> None:
+    path = "my models/-it's é.safetensors"
+    sandbox.train(path, 1)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    (sandbox.path / path).unlink()
+    line = next(s for s in sandbox.modelver("status").splitlines() if s.startswith("missing"))
+    command = line.split("; ")[1].removesuffix(")")
+    sandbox.run("sh", "-ec", command)
+    assert (sandbox.path / path).is_file()
+
+
+def test_status_says_that_nothing_is_pushed_anywhere(sandbox: Sandbox) -> None:
+    sandbox.train(MODEL, 1)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    sandbox.dvc("remote", "remove", "storage")
+    out = sandbox.modelver("status")
+    assert "no Git remote" in out
+    assert "no DVC remote" in out
+
+
+def test_a_shallow_clone_says_so(two: Sandbox, tmp_path: Path) -> None:
+    two.run("git", "clone", "-q", "--depth", "1", f"file://{tmp_path}/origin.git", str(tmp_path / "shallow"))
+    clone = Sandbox(tmp_path / "shallow")
+    assert "git fetch --unshallow" in failing(clone, "rollback", "net", code=2)
