@@ -16,6 +16,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 class ModelverError(Exception):
     """An error whose message is one line: where, what was found, what was expected.
@@ -70,6 +72,13 @@ class ObjectMissing(EnvironmentFailed):
 
 class ObjectCorrupt(EnvironmentFailed):
     """The bytes of an object do not have the md5 that names it."""
+
+
+def environment_error(err: OSError) -> EnvironmentFailed:
+    """Give the error for what the operating system refused: a file without rights, a read-only disk, a full one."""
+    where = err.filename if isinstance(err.filename, str) else os.fsdecode(err.filename or b"")
+    what = f"{where}: {err.strerror}" if where else str(err)
+    return EnvironmentFailed(what, hint=f"ls -ld {word(where)}" if where else "df -h .")
 
 
 def word(path: object) -> str:

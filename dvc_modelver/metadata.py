@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.errors import BadMetadataError, word
 from dvc_modelver.fingerprint.row import TensorRow
 
 if TYPE_CHECKING:
@@ -334,11 +334,13 @@ def _parse_json(text: bytes, where: str, limit: int) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as err:
+        path = find_model_path(where.partition(":")[0])
+        mend = f"modelver refresh {word(path) if path else 'PATH'}"
         if b"<<<<<<< " in text:
-            hint = "resolve the conflict, then: modelver refresh PATH"
+            hint = f"resolve the conflict, then: {mend}"
             raise BadMetadataError(f"{where}: found conflict markers, expected JSON", hint=hint) from err
         detail = str(err).splitlines()[0]
-        raise BadMetadataError(f"{where}: not JSON ({detail})", hint="modelver refresh PATH rebuilds it") from err
+        raise BadMetadataError(f"{where}: not JSON ({detail})", hint=mend) from err
 
 
 def describe_tensors(reader: Reader, md5: str, *, progress: Callable[[int], None] | None = None) -> TensorTable:

@@ -10,12 +10,13 @@ from dvc_modelver.api.select import find_known, select
 from dvc_modelver.api.setup import hidden_models
 from dvc_modelver.checks import Problem, check_commits
 from dvc_modelver.errors import NotFoundError, UsageError, word
-from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path
+from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path, table_digest, table_path
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.registry.history import Version, iter_versions
 from dvc_modelver.registry.tags import ModelTag, read_tags
 from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
+from dvc_modelver.store.objects import hash_file
 from dvc_modelver.store.remotes import Remote
 from dvc_modelver.transfer import Wanted, objects_of_commits
 from dvc_modelver.worktree.describe import read_contents
@@ -99,12 +100,19 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None) -> ModelStatu
             )
         case _:
             pass
+    if not _has_its_table(repo, model.path, model.metadata):
+        return ModelStatus(path, "conflict", "the tensor table is not the metadata's", f"modelver refresh {word(path)}")
     if staged is None or model.metadata.md5.encode() not in staged:
         return ModelStatus(path, "retrained", f"{_was(seen)}, not staged", "git commit -a")
     head = repo.metadata(repo.at("HEAD"), path) if repo.head is not None else None
     if head is None or head.md5 != model.metadata.md5:
         return ModelStatus(path, "staged", f"version {model.metadata.version.number}", "git commit")
     return None
+
+
+def _has_its_table(repo: Repository, path: str, metadata: ModelMetadata) -> bool:
+    table, wanted = repo.work_tree.read(table_path(path)), metadata.model.tensors_digest
+    return wanted is None or (table is not None and table_digest(table) == wanted)
 
 
 def _was(seen: Seen) -> str:
@@ -162,6 +170,7 @@ def fsck(
         folder: Anywhere in the work tree.
     """
     repo = Repository.open(folder)
+    repo.dvc_root()
     if everything:
         wanted = objects_of_commits(repo, "--all", [])
     else:
@@ -171,14 +180,26 @@ def fsck(
     for file, err in repo.unreadable(repo.work_tree).items():
         result.problems.append(str(err))
         result.hints.append(err.hint or f"git checkout HEAD -- {word(file)}")
+    for model in repo.models(repo.work_tree):
+        if model.problem or (model.metadata is not None and not _has_its_table(repo, model.path, model.metadata)):
+            result.problems.append(model.problem or f"{model.path}: the tensor table is not the metadata's")
+            result.hints.append(f"modelver refresh {word(model.path)}")
     absent = [item for item in wanted if not _fsck_cached(repo, item, result, say)]
     on_remote = _fsck_remote(repo, wanted if remote else absent, result) if remote or absent else set()
     for item in absent:
-        if item.md5 not in on_remote:
+        if item.md5 not in on_remote and _is_on_disk(repo, item):
+            result.problems.append(f"{item.path}: object {item.md5} is in the work tree alone, not in the cache")
+            result.hints.append(f"modelver add {word(item.path)}")
+        elif item.md5 not in on_remote:
             result.problems.append(f"{item.path}: object {item.md5} is neither in the cache nor on the remote")
             result.hints.append("ask whoever committed it to run: modelver push")
     _fsck_metadata(repo, result)
     return result
+
+
+def _is_on_disk(repo: Repository, item: Wanted) -> bool:
+    file = repo.top / item.path
+    return file.is_file() and file.stat().st_size == item.pointer.size and hash_file(file).md5 == item.md5
 
 
 def _fsck_cached(repo: Repository, item: Wanted, result: Fsck, say: Say) -> bool:
@@ -187,7 +208,8 @@ def _fsck_cached(repo: Repository, item: Wanted, result: Fsck, say: Say) -> bool
         return False
     if not item.pointer.is_folder and not cache.verify(item.md5, legacy=item.pointer.legacy, anew=True):
         result.problems.append(f"{item.path}: cache object {item.md5} has other bytes than its name says")
-        result.hints.append(f"rm {cache.path_of(item.md5, legacy=item.pointer.legacy)}; modelver pull {item.path}")
+        obj = cache.path_of(item.md5, legacy=item.pointer.legacy)
+        result.hints.append(f"mv {word(obj)} {word(repo.dvc_root() / '.dvc' / 'tmp')} && dvc fetch --all-commits")
     return True
 
 
@@ -288,10 +310,11 @@ def describe_file(path: str | Path) -> tuple[TensorTable | None, str, int]:
 
 @dataclass(frozen=True)
 class LoggedVersion:
-    """One line of ``log``: a version with its tags."""
+    """One line of ``log``: a version with its tags, and whether the work tree's metadata is its own."""
 
     version: Version
     tags: tuple[str, ...]
+    is_current: bool
 
 
 def log(reference: str, *, everywhere: bool = False, folder: Path | None = None) -> list[LoggedVersion]:
@@ -311,8 +334,9 @@ def log(reference: str, *, everywhere: bool = False, folder: Path | None = None)
         return []
     tags = read_tags(repo.git, model.name)
     md5s = {tag.tag: _md5_at(repo, tag.commit, model.path) for tag in tags}
+    now = model.metadata.md5 if model.metadata is not None else None
     return [
-        LoggedVersion(v, tuple(t for t, md5 in md5s.items() if md5 == v.metadata.md5))
+        LoggedVersion(v, tuple(t for t, md5 in md5s.items() if md5 == v.metadata.md5), v.metadata.md5 == now)
         for v in iter_versions(repo.git, repo.objects, model.path, "--all" if everywhere else "HEAD")
     ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from dvc_modelver.errors import EnvironmentFailed, ModelverError, UsageError
 from dvc_modelver.formats import known_suffixes
 from dvc_modelver.git import attributes, config, hooks
-from dvc_modelver.git.layout import Layout, find_layout
+from dvc_modelver.git.layout import Layout, find_layout, is_inside_repository
 from dvc_modelver.git.porcelain import Git
 from dvc_modelver.repository import Repository
 from dvc_modelver.resources import PROBE, read_template
@@ -81,27 +81,38 @@ def fsmonitor_line() -> str:
     )
 
 
-def init(path: str | Path = ".", *, remote: str | None = None, fsmonitor: bool | None = None) -> list[Step]:
+def init(
+    path: str | Path = ".",
+    *,
+    remote: str | None = None,
+    fsmonitor: bool | None = None,
+    with_hooks: bool = True,
+) -> list[Step]:
     """Make `path` a Git + DVC repository that looks after models; what is there already is kept.
 
     Args:
-        path: A folder; made when it is not there. One that is empty becomes a repository of its own, even
-            inside another; else the repository around it is used.
+        path: A folder; made when it is not there. A new one becomes a repository of its own, even inside
+            another, as with ``git init``; else the repository around it is used.
         remote: A local path, or any URL that DVC knows; becomes DVC's default remote.
         fsmonitor: See `install`.
+        with_hooks: Likewise.
 
     Raises:
-        UsageError: Another default remote is configured.
+        UsageError: Another default remote is configured, or hooks lie outside this clone's Git folder; nothing
+            was written.
     """
     folder = Path(path)
     steps = []
-    if not folder.is_dir():
+    is_new = not folder.is_dir()
+    if is_new:
         folder.mkdir(parents=True)
         steps.append(Step("folder", str(folder)))
-    layout = _find_or_make_repository(folder)
-    if isinstance(layout, Step):
-        steps.append(layout)
-        layout = find_layout(folder)
+    if is_new or not is_inside_repository(folder):
+        Git(folder).run("init", "--quiet")
+        steps.append(Step("Git repository", str(folder / ".git")))
+    layout = find_layout(folder)
+    if with_hooks:
+        hooks.check_hooks_folder(layout)
     root = find_dvc_root(folder.resolve(), layout.top)
     if root is None:
         root = layout.top
@@ -112,19 +123,7 @@ def init(path: str | Path = ".", *, remote: str | None = None, fsmonitor: bool |
     if not (layout.top / SETTINGS_FILE).exists():
         write_file(layout.top / SETTINGS_FILE, read_template("modelver.toml").encode())
         steps.append(Step("settings, all defaults", str(layout.top / SETTINGS_FILE)))
-    return steps + install(layout.top, fsmonitor=fsmonitor)
-
-
-def _find_or_make_repository(folder: Path) -> Layout | Step:
-    """Give the repository around a folder, or make one: an empty folder becomes one of its own, as with git init."""
-    try:
-        layout = find_layout(folder)
-        if any(folder.iterdir()) or layout.top.samefile(folder):
-            return layout
-    except UsageError:
-        pass
-    Git(folder).run("init", "--quiet")
-    return Step("Git repository", str(folder / ".git"))
+    return steps + install(layout.top, fsmonitor=fsmonitor, with_hooks=with_hooks)
 
 
 def _run_dvc(folder: Path, *args: str) -> None:
@@ -401,7 +400,10 @@ def _check_dvc(repo: Repository) -> list[Finding]:
             )
         )
     else:
-        found.append(Finding("DVC remote", f"{name} -> {settings.remotes[name]}", origin))
+        url = settings.remotes[name]
+        problem = "" if "://" in url or not os.path.lexists(url) or os.path.isdir(url) else "not a folder"
+        hint = f"dvc remote modify {name} url URL" if problem else ""
+        found.append(Finding("DVC remote", f"{name} -> {url}", origin, problem, hint))
     return found
 
 

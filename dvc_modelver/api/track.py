@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dvc_modelver.errors import EnvironmentFailed, RefusedError, UsageError, word
-from dvc_modelver.metadata import ModelMetadata, TrainingFacts, metadata_path, table_path
+from dvc_modelver.metadata import ModelMetadata, TrainingFacts, find_model_path, metadata_path, table_path
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.registry.tags import check_name
-from dvc_modelver.repository import Repository, TrackedModel
+from dvc_modelver.repository import Repository, TrackedModel, is_pointer_file
 from dvc_modelver.store.pointers import Pointer, set_lock_out
 from dvc_modelver.transfer import Wanted, fetch
 from dvc_modelver.worktree.law import Action
@@ -170,6 +170,8 @@ class _Adder:
                     raise EnvironmentFailed(line.split("\n")[0], hint="modelver fsck --remote")
         elif file.stat().st_size == 0:
             raise UsageError(f"{path}: empty, expected a model file")
+        if is_pointer_file(path) or find_model_path(path) or posixpath.basename(path) in _NO_MODELS:
+            raise UsageError(f"{path}: one of the repository's own files, expected weights", hint="modelver status")
         if path.startswith(".git/") or "/.dvc/" in f"/{path}":
             raise UsageError(f"{path}: inside the repository's own folders")
 
@@ -190,6 +192,9 @@ class _Adder:
         declared = "user" if outside else None
         made = self.tracker.add(path, pointer, facts=self.facts, declared_by=declared, name=name)
         self.done.append(made.metadata)
+
+
+_NO_MODELS = {".gitignore", ".gitattributes", ".dvcignore", "dvc.yaml", ".modelver.toml"}
 
 
 def declare_name(repo: Repository, path: str, name: str) -> None:

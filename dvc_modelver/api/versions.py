@@ -188,7 +188,7 @@ def rollback(
     model = find_known(repo, name)
     current = repo.metadata(repo.index(), model.path) or model.metadata
     if version is not None:
-        chosen = select(repo, f"{model.name}@{version}")
+        chosen = select(repo, f"{model.name}@{version.removeprefix(f'{model.name}@')}")
     else:
         before = _version_before(repo, model.path, current)
         chosen = _selected_at(repo, before, model.name)
@@ -334,6 +334,9 @@ def load(
     _have_object(repo, pointer, say)
     cache = repo.cache(pointer.path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    inside = repo.repo_path(target)
+    if inside in {p.path for p in repo.pointers(repo.work_tree)} and target.is_file():
+        repo.cache(inside or "").store_file(target, link=False)  # a model's own place: what is there is kept
     cache.copy_out(pointer.md5 or "", target, legacy=pointer.legacy)
     return target
 

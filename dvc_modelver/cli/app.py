@@ -23,7 +23,7 @@ from dvc_modelver.cli.output import (
     fail,
     say,
 )
-from dvc_modelver.errors import ModelverError, UsageError
+from dvc_modelver.errors import ModelverError, UsageError, environment_error
 from dvc_modelver.report import report_bug
 
 
@@ -34,7 +34,7 @@ class _Group(TyperGroup):
         import difflib
 
         if args and args[0] not in self.commands:
-            close = difflib.get_close_matches(args[0], self.commands, n=1)
+            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
             raise UsageError(f"{args[0]}: no such command", hint=f"modelver {close[0]}" if close else "modelver --help")
         return super().resolve_command(ctx, args)
 
@@ -55,7 +55,7 @@ app = typer.Typer(
 def run(args: list[str]) -> int:
     """Run the command line and give the exit code."""
     try:
-        result = app(args, standalone_mode=False, prog_name="modelver")
+        result = app(args or ["--help"], standalone_mode=False, prog_name="modelver")
     except typer.Exit as err:
         return err.exit_code
     except (typer.Abort, KeyboardInterrupt):
@@ -68,6 +68,8 @@ def run(args: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as err:
+        return fail(environment_error(err))
     except Exception as err:
         say(f"modelver: {report_bug(err, args)}")
         return 3
@@ -141,10 +143,11 @@ def init(
     fsmonitor: Annotated[
         bool | None, typer.Option("--fsmonitor/--no-fsmonitor", help="Let git status see retrained models.")
     ] = None,
+    hooks: Annotated[bool, typer.Option("--hooks/--no-hooks", help="Write hook files.")] = True,
     json: JsonFlag = False,
 ) -> None:
     """Make a folder a Git + DVC repository that looks after models."""
-    steps = api.init(path, remote=remote, fsmonitor=fsmonitor)
+    steps = api.init(path, remote=remote, fsmonitor=fsmonitor, with_hooks=hooks)
     if json:
         emit_json(cards.steps_document(steps))
         return
@@ -269,16 +272,18 @@ def check(
 def mv(
     old: Annotated[str, typer.Argument(help="Model, by name or path.")],
     new: Annotated[Path, typer.Argument(help="New path, or a folder.")],
+    json: JsonFlag = False,
 ) -> None:
     """Rename a model with its pointer, metadata and ignore line."""
-    emit_lines([f"renamed to {api.mv(old, new, say=say)}; staged, git commit keeps it"])
+    path = api.mv(old, new, say=say)
+    emit_json({"path": path}) if json else emit_lines([f"renamed to {path}; staged, git commit keeps it"])
 
 
 @app.command()
-def rm(paths: Annotated[list[str], typer.Argument(help="Models, by name or path.")]) -> None:
+def rm(paths: Annotated[list[str], typer.Argument(help="Models, by name or path.")], json: JsonFlag = False) -> None:
     """Delete models with their pointer, metadata and ignore line; the weights stay in the cache."""
-    for path in paths:
-        emit_lines([f"removed {api.rm(path, say=say)}; staged, git commit keeps it"])
+    gone = [api.rm(path, say=say) for path in paths]
+    emit_json({"removed": gone}) if json else emit_lines([f"removed {p}; staged, git commit keeps it" for p in gone])
 
 
 # Looking
@@ -402,9 +407,11 @@ def load(
     reference: Annotated[str, typer.Argument(metavar="NAME@V", help="Which version.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File, or a folder.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    json: JsonFlag = False,
 ) -> None:
     """Write one version's weights to a file, from cache or remote, verified."""
-    emit_lines([str(api.load(reference, output, force=force, say=say))])
+    path = str(api.load(reference, output, force=force, say=say))
+    emit_json({"path": path}) if json else emit_lines([path])
 
 
 # Objects

@@ -363,6 +363,7 @@ def log_document(found: Sequence[LoggedVersion]) -> dict[str, Any]:
                 "author": v.version.author,
                 "subject": v.version.subject,
                 "tags": list(v.tags),
+                "current": v.is_current,
                 **v.version.metadata.to_dict(),
             }
             for v in found
@@ -382,7 +383,7 @@ def log_lines(found: Sequence[LoggedVersion]) -> list[str]:
         tags = " ".join(t.partition("@")[2] or "#" + t.partition("#")[2] for t in item.tags)
         rows.append(
             [
-                str(v.number),
+                ("* " if item.is_current else "") + str(v.number),
                 v.metadata.md5[:8],
                 v.date[:10],
                 change,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvc_modelver.errors import ModelverError, RefusedError, word
+from dvc_modelver.errors import ModelverError, RefusedError, environment_error, word
 from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.repository import Repository
 from dvc_modelver.worktree.state import locked
@@ -41,6 +41,10 @@ def main(argv: list[str]) -> int:
         return err.exit_code
     except KeyboardInterrupt:
         return 130
+    except OSError as err:
+        failed = environment_error(err)
+        say(f"{failed}\nhint: {failed.hint}")
+        return failed.exit_code
     except Exception as err:
         say(report_bug(err, argv))
         say(f"hint: MODELVER_SKIP=1 git ... runs one command without modelver ({name} failed)")

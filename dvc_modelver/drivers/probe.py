@@ -20,10 +20,12 @@ def find_git_dir() -> str:
 
 
 def stamp(path: str) -> str:
-    """Give size, modification, change time (ns) and inode of a file; ``-`` when it is absent."""
+    """Give size, modification, change time (ns) and inode of a file; ``-`` when it is absent, or no file."""
     try:
         st = os.stat(path)
     except OSError:
+        return "-"
+    if st.st_mode & 0o170000 != 0o100000:
         return "-"
     return f"{st.st_size}:{st.st_mtime_ns}:{st.st_ctime_ns}:{st.st_ino}"
 

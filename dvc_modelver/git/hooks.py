@@ -47,7 +47,7 @@ def check_hooks_folder(layout: Layout) -> None:
     if not layout.hooks_dir.is_relative_to(layout.common_dir.resolve()):
         raise UsageError(
             f"core.hooksPath is {layout.hooks_dir}: our hooks would be written outside this clone's Git folder",
-            hint="git config --unset core.hooksPath, then modelver install; or modelver install --no-hooks",
+            hint="git config core.hooksPath .git/hooks, then the same again; or modelver install --no-hooks",
         )
 
 

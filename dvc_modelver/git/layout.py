@@ -67,3 +67,10 @@ def find_layout(folder: Path) -> Layout:
     except OSError:
         common_dir = git_dir
     return Layout(Path(repo.workdir), git_dir, common_dir.resolve())
+
+
+def is_inside_repository(folder: Path) -> bool:
+    """Whether a folder lies in a Git repository of any kind."""
+    import pygit2
+
+    return bool(pygit2.discover_repository(str(folder)))

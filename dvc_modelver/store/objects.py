@@ -10,13 +10,19 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ObjectCorrupt, ObjectMissing, word
+from dvc_modelver.errors import (
+    BadMetadataError,
+    EnvironmentFailed,
+    ObjectCorrupt,
+    ObjectMissing,
+    environment_error,
+    word,
+)
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.store.dvcconfig import DvcSettings
 from dvc_modelver.store.hashing import (
@@ -28,12 +34,12 @@ from dvc_modelver.store.hashing import (
     hash_pieces,
     still_writing,
 )
+from dvc_modelver.store.temp import TempFolder
 from dvc_modelver.store.verified import Verified
 
 __all__ = ["Cache", "FileStamp", "Hashes", "hash_file"]
 
 TEMP_FOLDER = "modelver.tmp"
-STALE_S = 24 * 3600
 COPY_BYTES = 64 << 20
 MAX_LISTING_BYTES = 1 << 30
 
@@ -78,7 +84,10 @@ class Cache:
             EnvironmentFailed: The disk is full, or the cache cannot be written.
         """
         if self._is_object(path):
-            return hash_file(path, progress=progress)  # a link to the cache already: the bytes are there
+            found = hash_file(path, progress=progress)
+            if path.resolve() == self.path_of(found.md5).resolve():
+                return found  # a link to the cache already: the bytes are there
+            known = None  # written through the link: the object has other bytes than its name says now
         stamp = FileStamp.of(path)
         with self._new_object(path, stamp.size) as temp:
             if known is not None:
@@ -118,30 +127,11 @@ class Cache:
 
     @contextmanager
     def _new_object(self, source: Path, size: int) -> Iterator[Path]:
-        folder = self.folder / TEMP_FOLDER
-        temp: Path | None = None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._sweep(folder)
-            fd, name = tempfile.mkstemp(dir=folder)
-            os.close(fd)
-            temp = Path(name)
-            yield temp
+            with TempFolder(self.folder / TEMP_FOLDER).new_file() as temp:
+                yield temp
         except OSError as err:
             raise _disk_error(err, self.folder, size, f"{source.name}: cannot be stored in") from err
-        finally:
-            if temp is not None:
-                temp.unlink(missing_ok=True)
-
-    @staticmethod
-    def _sweep(folder: Path) -> None:
-        """Remove temporary files of processes that died more than a day ago."""
-        for old in folder.iterdir():
-            try:
-                if time.time() - old.stat().st_mtime > STALE_S:
-                    old.unlink()
-            except OSError:
-                continue
 
     def _publish(self, temp: Path, md5: str, *, is_hashed: bool) -> None:
         target = self.path_of(md5)
@@ -189,21 +179,33 @@ class Cache:
         """
         source = self._existing(oid, legacy=legacy)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temp = target.with_name(f".{target.name[:80]}.modelver-{os.getpid()}-{time.monotonic_ns()}")
-
-        def put() -> None:
-            temp.replace(target)
-            _sync_folder(target.parent)
-
         try:
-            for kind in (*self.settings.cache_types, "copy"):
-                if self._place(kind, source, temp, oid, legacy, progress):
-                    break
-            yield put
+            with self._beside(target) as temp:
+
+                def put() -> None:
+                    temp.replace(target)
+                    _sync_folder(target.parent)
+
+                for kind in (*self.settings.cache_types, "copy"):
+                    if self._place(kind, source, temp, oid, legacy, progress):
+                        break
+                yield put
         except OSError as err:
             raise _disk_error(
                 err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in"
             ) from err
+
+    @contextmanager
+    def _beside(self, target: Path) -> Iterator[Path]:
+        """Give a temporary path on the target's file system: in ``.dvc/tmp``, which Git ignores, where that is."""
+        ours = self.settings.root / ".dvc"
+        if ours.is_dir() and ours.stat().st_dev == target.parent.stat().st_dev:
+            with TempFolder(ours / "tmp" / TEMP_FOLDER).new_file() as temp:
+                yield temp
+            return
+        temp = target.with_name(f".{target.name[:80]}.modelver-{os.getpid()}-{time.monotonic_ns()}")
+        try:
+            yield temp
         finally:
             temp.unlink(missing_ok=True)
 
@@ -254,16 +256,14 @@ class Cache:
             ObjectMissing, ObjectCorrupt, EnvironmentFailed: As `materialise`.
         """
         source = self._existing(oid, legacy=legacy)
-        temp = target.with_name(f".{target.name[:80]}.modelver-{os.getpid()}")
         try:
-            self._copy_verified(source, temp, None if legacy else oid, progress)
-            temp.replace(target)
+            with self._beside(target) as temp:
+                self._copy_verified(source, temp, None if legacy else oid, progress)
+                temp.replace(target)
         except OSError as err:
             raise _disk_error(
                 err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in"
             ) from err
-        finally:
-            temp.unlink(missing_ok=True)
 
     # Looking
 
@@ -276,7 +276,7 @@ class Cache:
     def _corrupt(self, oid: str, source: Path) -> ObjectCorrupt:
         return ObjectCorrupt(
             f"{source}: its bytes do not have the md5 {oid} that names it",
-            hint=f"rm -f {word(source)}; modelver pull",
+            hint=f"mv {word(source)} {word(self.settings.root / '.dvc' / 'tmp')} && modelver pull",
         )
 
     def hash_object(self, oid: str, *, legacy: bool = False, progress: Progress | None = None) -> Hashes:
@@ -394,6 +394,8 @@ def _umask() -> int:
 
 def _disk_error(err: OSError, folder: Path, needed: int, what: str) -> EnvironmentFailed:
     """Give the error of a failed write, with what is needed and what is free."""
+    if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and err.filename is not None:
+        return environment_error(err)
     if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         try:
             free = human_bytes(shutil.disk_usage(folder).free)

@@ -74,7 +74,6 @@ def read_wdir(text: bytes, file: str) -> str:
     Raises:
         BadMetadataError: The file cannot be read.
     """
-    read_pointers(text, file)
     return str(_load(text, file).get("wdir") or "")
 
 

@@ -292,6 +292,8 @@ def _explain(err: Exception, url: str) -> EnvironmentFailed:
             f"{url}: cannot be reached ({said})",
             hint="check the network and the endpoint URL; then the same command again",
         )
+    if any(isinstance(e, (NotADirectoryError, FileExistsError)) for e in chain):
+        return EnvironmentFailed(f"{url}: not a folder", hint="dvc remote modify NAME url URL")
     if any(isinstance(e, OSError) and e.errno == 28 for e in chain):
         return EnvironmentFailed(f"{url}: the disk is full ({said})", hint="df -h")
     return EnvironmentFailed(f"{url}: {said}", hint="modelver doctor")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class Row:
 
 
 def stamp_of(path: Path, *, at_ns: int | None = None) -> str:
-    """Give size, modification and change time (ns) and inode of a file; `ABSENT` where there is none.
+    """Give size, modification and change time (ns) and inode of a file; `ABSENT` where there is no regular one.
 
     Args:
         path: The file; a link is followed.
@@ -54,6 +55,8 @@ def stamp_of(path: Path, *, at_ns: int | None = None) -> str:
     try:
         st = path.stat()
     except OSError:
+        return ABSENT
+    if not stat.S_ISREG(st.st_mode):
         return ABSENT
     if at_ns is not None and at_ns - max(st.st_mtime_ns, st.st_ctime_ns) < RACY_NS:
         return UNSETTLED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from dvc_modelver.metadata import (
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import CommitView, Repository, TrackedModel
 from dvc_modelver.store.objects import Hashes, hash_file
-from dvc_modelver.store.pointers import Pointer, read_wdir, write_pointer
+from dvc_modelver.store.pointers import Pointer, read_pointers, read_wdir, write_pointer
 from dvc_modelver.worktree.describe import Contents, Description, describe, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
 from dvc_modelver.worktree.state import (
@@ -177,15 +178,31 @@ class Keeper:
             pointer_path=seen.model.pointer.file,
         )
 
+    def look_again(self, path: str) -> None:
+        """Let the next look find that this model moved: it was retrained, and its metadata does not say so yet."""
+        row = self.state.rows.get(path)
+        if row is not None:
+            self.state.rows[path] = replace(row, metadata_stamp=UNSETTLED)
+
     def remember_all(self, found: Iterable[Seen]) -> None:
-        """Keep only the rows of the models given, and add a row for those that have none."""
+        """Add a row for the models that have none, and renew those whose files moved.
+
+        Weights that no pointer names now keep their row: it may be in conflict, or Git may be about to write it.
+        """
         paths = set()
         for seen in found:
             paths.add(seen.path)
             row = self.state.rows.get(seen.path)
             if row is None or UNSETTLED in (row.model_stamp, seen.stamp) or _is_stale(self.repo, row):
                 self.remember(seen, agreed=row.agreed if row is not None else None)
-        self.state.rows = {path: row for path, row in self.state.rows.items() if path in paths}
+        for path, row in list(self.state.rows.items()):
+            if path in paths:
+                continue
+            if stamp_of(self.repo.top / path) == ABSENT:
+                del self.state.rows[path]
+                continue
+            metadata, pointer = self.repo.top / metadata_path(path), self.repo.top / row.pointer_path
+            self.state.rows[path] = replace(row, metadata_stamp=stamp_of(metadata), pointer_stamp=stamp_of(pointer))
 
     # What the law says
 
@@ -297,9 +314,22 @@ def write_dvc_pointer(repo: Repository, pointer: Pointer, path: str, hashes: Has
     if pointer.kind != "dvc":
         return
     file = repo.top / pointer.file
-    old = file.read_text(encoding="utf-8") if file.exists() else None
+    old = read_pointer_text(file, pointer.file)
     name = path_in_file(pointer.file, path, old)
     write_if_changed(file, write_pointer(old, path_in_file=name, md5=hashes.md5, size=hashes.size).encode())
+
+
+def read_pointer_text(disk: Path, file: str) -> str | None:
+    """Give the text of a ``.dvc`` file; None where there is none.
+
+    Raises:
+        BadMetadataError: It cannot be read.
+    """
+    if not disk.is_file():
+        return None
+    text = disk.read_bytes()
+    read_pointers(text, file)
+    return text.decode()
 
 
 def path_in_file(pointer_file: str, path: str, text: str | None) -> str:
@@ -308,8 +338,6 @@ def path_in_file(pointer_file: str, path: str, text: str | None) -> str:
     Raises:
         BadMetadataError: The file cannot be read.
     """
-    import posixpath
-
     wdir = read_wdir(text.encode(), pointer_file) if text is not None else ""
     base = posixpath.normpath(posixpath.join(posixpath.dirname(pointer_file), wdir))
     return posixpath.relpath(path, base)
@@ -338,9 +366,13 @@ def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool, 
             if not _apply_one(keeper, seen, describing=describing, following=following):
                 left.append(seen)
         except (EnvironmentFailed, NotFoundError) as err:
-            say(f"{seen.path}: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
+            where = "" if posixpath.basename(seen.path) in str(err) else f"{seen.path}: "
+            say(f"{where}{err}" + (f"\nhint: {err.hint}" if err.hint else ""))
             left.append(seen)
     keeper.remember_all(found)
+    for seen in left:
+        if seen.action is Action.DESCRIBE:
+            keeper.look_again(seen.path)
     keeper.save()
     return left
 

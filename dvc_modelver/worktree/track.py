@@ -15,7 +15,7 @@ from dvc_modelver.store.objects import Hashes
 from dvc_modelver.store.pointers import Pointer, write_pointer
 from dvc_modelver.worktree.describe import Description, describe, read_contents
 from dvc_modelver.worktree.state import Row, stamp_of
-from dvc_modelver.worktree.sync import Keeper, path_in_file, write_description, write_if_changed
+from dvc_modelver.worktree.sync import Keeper, path_in_file, read_pointer_text, write_description, write_if_changed
 
 
 def new_pointer(path: str, hashes: Hashes) -> Pointer:
@@ -99,7 +99,7 @@ class Tracker:
 
     def _write_pointer(self, pointer: Pointer, hashes: Hashes) -> None:
         disk = self.repo.top / pointer.file
-        old = disk.read_text(encoding="utf-8") if disk.is_file() else None
+        old = read_pointer_text(disk, pointer.file)
         name = path_in_file(pointer.file, pointer.path, old)
         text = write_pointer(old, path_in_file=name, md5=hashes.md5, size=hashes.size)
         write_if_changed(disk, text.encode())

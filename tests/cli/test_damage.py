@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,7 +45,7 @@ def first_md5(box: Sandbox) -> str:
 def test_rollback_to_a_corrupt_object_changes_nothing(two: Sandbox) -> None:
     before = two.md5(MODEL)
     damage(two, first_md5(two))
-    assert "rm -f" in failing(two, "rollback", "net", code=4)
+    assert "modelver pull" in failing(two, "rollback", "net", code=4)
     assert two.git("status", "--porcelain") == ""
     assert two.md5(MODEL) == before
 
@@ -54,7 +57,7 @@ def test_a_corrupt_object_is_not_linked(two: Sandbox, kind: str) -> None:
     damage(two, first_md5(two))
     out = two.git("checkout", "-q", "HEAD~1", ok=False)
     assert "other bytes" in out or "do not have the md5" in out
-    assert "hint: rm -f" in out
+    assert "hint: mv " in out
     assert two.md5(MODEL) == before
     assert "behind" in two.modelver("status")
 
@@ -74,8 +77,6 @@ def test_fsck_reads_what_was_verified_before(two: Sandbox) -> None:
     obj = two.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
     times = obj.stat()
     damage(two, md5)
-    import os
-
     os.utime(obj, ns=(times.st_atime_ns, times.st_mtime_ns))
     done = two.run("modelver", "fsck", ok=False)
     assert done.returncode == 1
@@ -139,3 +140,121 @@ def test_a_shallow_clone_says_so(two: Sandbox, tmp_path: Path) -> None:
     two.run("git", "clone", "-q", "--depth", "1", f"file://{tmp_path}/origin.git", str(tmp_path / "shallow"))
     clone = Sandbox(tmp_path / "shallow")
     assert "git fetch --unshallow" in failing(clone, "rollback", "net", code=2)
+
+
+def test_a_table_of_another_version_is_named(two: Sandbox) -> None:
+    table = two.path / f"{MODEL}.modelver.tensors"
+    table.write_text(table.read_text() + "garbage\n")
+    assert f"modelver refresh {MODEL}" in two.modelver("status")
+    done = two.run("modelver", "fsck", ok=False)
+    assert done.returncode == 1
+    assert "tensor table" in done.stdout
+    two.modelver("refresh", MODEL)
+    assert two.git("status", "--porcelain") == ""
+
+
+def test_what_a_killed_process_left_is_removed(two: Sandbox) -> None:
+    left = [
+        folder / f"{platform.node()}~{pid}~1"
+        for folder in (two.path / ".dvc/tmp/modelver.tmp", two.path / ".dvc/cache/modelver.tmp")
+        for pid in (2**22 + 1, 1)
+    ]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+    two.git("checkout", "-q", "HEAD~1")
+    two.train(MODEL, 9)
+    two.modelver("add", MODEL)
+    assert [file.exists() for file in left] == [False, True, False, True]
+    assert "?? " not in two.git("status", "--porcelain")
+
+
+def test_a_name_that_is_not_utf8_is_refused_at_once(sandbox: Sandbox) -> None:
+    name = b"latin\xe9.safetensors"
+    sandbox.train("x.safetensors", 1)
+    os.rename(sandbox.path / "x.safetensors", os.fsencode(sandbox.path) + b"/" + name)
+    done = subprocess.run(["git", "add", "."], cwd=sandbox.path, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert b"not UTF-8" in done.stderr
+    assert sandbox.git("diff", "--cached", "--name-only") == ""
+
+
+def test_weights_without_rights_are_an_environment_error(two: Sandbox) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (two.path / MODEL).chmod(0)
+    assert two.exit_code("status") == 4
+
+
+def test_retraining_stays_visible_after_a_conflict_and_a_reset(two: Sandbox) -> None:
+    two.train(MODEL, 3)
+    two.git("stash")
+    two.train(MODEL, 4)
+    two.git("commit", "-q", "-am", "version 4")
+    two.git("stash", "pop", ok=False)
+    md5 = two.train(MODEL, 5)
+    two.git("reset", "-q", "--hard")
+    assert two.md5(MODEL) == md5
+    assert f" M {MODEL}.modelver.json" in two.git("status", "--porcelain")
+    two.git("commit", "-q", "-am", "version 5")
+    assert two.metadata_md5(MODEL) == md5
+
+
+def test_weights_written_through_a_link_get_an_object_of_their_own(two: Sandbox) -> None:
+    two.dvc("config", "cache.type", "symlink")
+    two.modelver("add", MODEL)
+    assert (two.path / MODEL).is_symlink()
+    md5 = two.train("new.safetensors", 8)
+    target = (two.path / MODEL).resolve()
+    target.chmod(0o644)
+    target.write_bytes((two.path / "new.safetensors").read_bytes())  # what open(path, "wb") does as root
+    two.git("commit", "-q", "-am", "in place")
+    assert two.metadata_md5(MODEL) == md5
+    assert two.cached(md5)
+    done = two.run("modelver", "fsck", "--all", ok=False)
+    assert done.returncode == 1
+    assert "other bytes" in done.stdout
+
+
+def test_load_over_a_retrained_model_keeps_its_bytes(two: Sandbox) -> None:
+    md5 = two.train(MODEL, 6)
+    two.modelver("load", "net@1", "-o", MODEL, "--force")
+    assert two.cached(md5)
+    assert two.md5(MODEL) == first_md5(two)
+
+
+@pytest.mark.parametrize("path", [f"{MODEL}.dvc", f"{MODEL}.modelver.json", "models/.gitignore", "dvc.yaml"])
+def test_the_repositorys_own_files_are_no_models(two: Sandbox, path: str) -> None:
+    two.write("dvc.yaml", "stages: {}\n")
+    failing(two, "add", path, code=2)
+    assert two.git("status", "--porcelain") == "?? dvc.yaml\n"
+
+
+@pytest.mark.parametrize("thing", ["folder", "fifo"])
+def test_something_else_in_a_models_place(two: Sandbox, thing: str) -> None:
+    file = two.path / MODEL
+    file.unlink()
+    file.mkdir() if thing == "folder" else os.mkfifo(file)
+    assert f"missing  {MODEL}" in two.modelver("status")
+    assert two.git("status", "--porcelain") == ""
+    assert "bug" not in two.run("git", "checkout", "-q", "HEAD~1").stderr
+    two.run("modelver", "pull", ok=False)
+
+
+def test_init_makes_no_repository_inside_another(two: Sandbox, tmp_path: Path) -> None:
+    (two.path / "empty").mkdir()
+    Sandbox(two.path / "empty").modelver("init")
+    assert not (two.path / "empty/.git").exists()
+    two.run("git", "init", "-q", "--bare", str(tmp_path / "bare.git"))
+    assert "bare" in failing(Sandbox(tmp_path / "bare.git"), "init", code=2)
+
+
+def test_init_refuses_before_it_writes(tmp_path: Path) -> None:
+    box = Sandbox(tmp_path / "work")
+    box.path.mkdir()
+    box.run("git", "init", "-q")
+    box.git("config", "core.hooksPath", ".husky")
+    failing(box, "init", code=2)
+    assert sorted(p.name for p in box.path.iterdir()) == [".git"]
+    box.modelver("init", "--no-hooks")
+    assert "filter.modelver.process" in box.git("config", "--list")

@@ -1,0 +1,57 @@
+"""Folders for files that are being written; what a killed process left there is removed by the next one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STALE_S = 24 * 3600
+"""Age at which a temporary file of another machine is taken for abandoned."""
+
+
+class TempFolder:
+    """A folder of temporary files, named after the process that writes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def new_file(self) -> Iterator[Path]:
+        """Give a path that nothing else uses; what is there at the end is removed.
+
+        Raises:
+            OSError: The folder cannot be made.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        path = self._folder / f"{platform.node()}~{os.getpid()}~{time.monotonic_ns()}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        for old in self._folder.iterdir():
+            try:
+                if _is_abandoned(old):
+                    old.unlink()
+            except OSError:
+                continue
+
+
+def _is_abandoned(path: Path) -> bool:
+    host, _, rest = path.name.partition("~")
+    pid = rest.partition("~")[0]
+    if host != platform.node() or not pid.isdigit():
+        return time.time() - path.stat().st_mtime > STALE_S
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
