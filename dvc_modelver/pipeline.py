@@ -35,16 +35,21 @@ CODE_SUFFIXES = (
 MAX_VALUES = 500
 
 
-def gather_training(read: ReadFile, pointer: Pointer | None, settings: Settings) -> TrainingFacts:
+def gather_training(
+    read: ReadFile, pointer: Pointer | None, settings: Settings, *, is_outside: bool = False
+) -> TrainingFacts:
     """Collect hyper-parameters, metrics and data of the model that `pointer` names.
 
     A stage's lock entry is the source where a pipeline made the model; the files that ``.modelver.toml``
-    names are read besides, and win where both know a value.
+    names are read besides, and win where both know a value. A model that was made outside its stage
+    (`is_outside`) has the parameters that stand in the parameter files now.
 
     Raises:
         BadMetadataError: A named file cannot be parsed.
     """
-    stage = _stage_facts(read, pointer) if pointer is not None and pointer.kind == "lock" else TrainingFacts()
+    stage = TrainingFacts()
+    if pointer is not None and pointer.kind == "lock":
+        stage = _stage_facts(read, pointer, is_outside=is_outside)
     metrics = dict(stage.metrics or {}) | _read_all(read, settings.metrics)
     params = dict(stage.hyperparameters or {}) | _read_all(read, settings.params)
     return TrainingFacts(
@@ -56,15 +61,16 @@ def gather_training(read: ReadFile, pointer: Pointer | None, settings: Settings)
     )
 
 
-def _stage_facts(read: ReadFile, pointer: Pointer) -> TrainingFacts:
+def _stage_facts(read: ReadFile, pointer: Pointer, *, is_outside: bool) -> TrainingFacts:
     text = read(pointer.file)
     if text is None or pointer.stage is None:
         return TrainingFacts()
     stage = read_lock_stage(text, pointer.stage)
     params: dict[str, Any] = {}
     for file, values in stage.params.items():
+        now = dict(flatten(_read_values(read, file))) if is_outside else {}
         for name, value in flatten(values):
-            params[f"{file}:{name}" if name in params else name] = value
+            params[f"{file}:{name}" if name in params else name] = now.get(name, value)
     data = [
         {
             "path": dep.path,

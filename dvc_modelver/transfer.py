@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ObjectMissing
+from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, NotFoundError, ObjectMissing
 from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import Repository, is_pointer_file
@@ -61,21 +63,37 @@ def objects_of_commits(repo: Repository, new: str, known: Sequence[str]) -> list
         new: The newest commit (or tag) to be pushed.
         known: Arguments of ``git rev-list`` for what the other side has: ``--remotes=origin`` and the like.
     """
-    out = repo.git.run("rev-list", "--objects", new, "--not", *known)
     found: dict[str, Wanted] = {}
-    for line in out.decode("utf-8", "surrogateescape").splitlines():
-        oid, _, path = line.partition(" ")
-        if path and is_pointer_file(path):
-            for pointer in _pointers_of_blob(repo, oid, path):
-                if pointer.md5 and pointer.cache and pointer.push:
-                    found.setdefault(pointer.md5, Wanted(pointer, new))
+    for commit, oid, path in _pointer_files(repo, new, known):
+        for pointer in _pointers_of_blob(repo, commit, oid, path):
+            if pointer.md5 and pointer.cache and pointer.push:
+                found.setdefault(pointer.md5, Wanted(pointer, new))
     return list(found.values())
 
 
-def _pointers_of_blob(repo: Repository, oid: str, path: str) -> list[Pointer]:
+def _pointer_files(repo: Repository, new: str, known: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Give (commit, blob id, path) of every pointer file that a commit brought in."""
+    out = repo.git.run(
+        "log", "-z", "--format=%x01%H", "--raw", "--no-abbrev", "--no-renames", "--root", "-m", "--full-history",
+        new, "--not", *known, "--", "*.dvc", "*dvc.lock", literal=False,
+    )  # fmt: skip
+    parts, commit = iter(out.split(b"\0")), ""
+    for part in parts:
+        text = part.strip()
+        if text.startswith(b"\x01"):
+            commit = text[1:].decode()
+        elif text.startswith(b":"):
+            oid, path = text.split(b" ")[3].decode(), os.fsdecode(next(parts))
+            if is_pointer_file(path) and set(oid) != {"0"}:
+                yield commit, oid, path
+
+
+def _pointers_of_blob(repo: Repository, commit: str, oid: str, path: str) -> list[Pointer]:
+    folder, name = posixpath.split(path)
+    dvc_yaml = repo.objects.read_file(commit, posixpath.join(folder, "dvc.yaml")) if name == "dvc.lock" else None
     try:
-        return read_pointers(repo.objects.read_blob(oid), path)
-    except BadMetadataError:
+        return read_pointers(repo.objects.read_blob(oid), path, dvc_yaml=dvc_yaml)
+    except (BadMetadataError, NotFoundError):
         return []
 
 

@@ -28,7 +28,8 @@ modelver_moved() { # true when a model, its metadata or its pointer is not as we
 
 modelver_touches() { # true when 'git diff <args>' touches a pointer, metadata or a model file
     ! git -c core.fsmonitor=false diff --no-ext-diff --quiet "$@" -- '*.dvc' 'dvc.lock' '*/dvc.lock' \
-        '*.modelver.json' '*.modelver.tensors' .modelver.toml '*.safetensors' '*.pt' '*.pth' '*.ckpt' \
-        '*.keras' '*.onnx' '*.gguf' '*.tflite' 2>/dev/null
+        '*.modelver.json' '*.modelver.tensors' .modelver.toml ':(icase)*.safetensors' ':(icase)*.pt' \
+        ':(icase)*.pth' ':(icase)*.ckpt' ':(icase)*.keras' ':(icase)*.onnx' ':(icase)*.gguf' ':(icase)*.tflite' \
+        '*.npz' '*.h5' '*.hdf5' '*.bin' '*.pkl' '*.joblib' 2>/dev/null
 }
 

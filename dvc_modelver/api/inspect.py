@@ -10,6 +10,8 @@ from dvc_modelver.api.select import find_known, select
 from dvc_modelver.api.setup import hidden_models
 from dvc_modelver.checks import Problem, check_commits
 from dvc_modelver.errors import NotFoundError, UsageError, word
+from dvc_modelver.formats import known_suffixes
+from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path, table_digest, table_path
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.registry.history import Version, iter_versions
@@ -34,7 +36,7 @@ class ModelStatus:
     Attributes:
         path: The model, or the pointer file that cannot be read; ``.`` for the whole repository.
         state: ``retrained``, ``staged``, ``behind``, ``missing``, ``conflict``, ``unreadable``, ``undescribed``,
-            ``hidden`` or ``unpushed``.
+            ``untracked``, ``hidden`` or ``unpushed``.
         detail: What was found, in a few words.
         hint: The command to run next.
     """
@@ -61,7 +63,17 @@ def status(folder: Path | None = None) -> list[ModelStatus]:
     for path, rule in hidden_models(repo).items():
         if f"{path}.dvc" not in unreadable:
             found.append(ModelStatus(path, "hidden", f"ignored by {rule}", f"modelver add {word(path)}"))
-    return sorted([*found, *_unpushed(repo)], key=lambda s: (s.path, s.state))
+    return sorted([*found, *_untracked(repo), *_unpushed(repo)], key=lambda s: (s.path, s.state))
+
+
+def _untracked(repo: Repository) -> Iterator[ModelStatus]:
+    for path in repo.git.paths("ls-files", "-o", "--exclude-standard", "-z"):
+        if repo.settings.is_model(path, known_suffixes()):
+            hint = "git add" if repo.settings.is_gated(path) else "modelver add"
+            yield ModelStatus(path, "untracked", "not tracked yet", f"{hint} {word(path)}")
+    for change in repo.git.staged_changes():
+        if repo.settings.is_gated(change.path) and change.new_oid != ZERO_OID:
+            yield ModelStatus(change.path, "staged", "added, its weights are in the cache", "git commit")
 
 
 def _unpushed(repo: Repository) -> Iterator[ModelStatus]:

@@ -181,6 +181,11 @@ class Git:
                     entries[os.fsdecode(path)] = (mode, oid)
         return entries
 
+    def staged_version(self, path: str, stage: int) -> bytes | None:
+        """Give one side of a path in conflict: 1 is the base, 2 ours, 3 theirs; None where it has none."""
+        code, out = self.run_for_code("cat-file", "blob", f":{stage}:{path}", codes=(0, 128))
+        return out if code == 0 else None
+
     def stage_blobs(self, blobs: dict[str, bytes | None]) -> None:
         """Put texts into the index under their paths, bypassing filters; None removes the path."""
         lines = []

@@ -154,7 +154,9 @@ def describe(
     parents = parent_versions(repo, path)
     table = contents.table.render() if contents.table is not None else None
     from_pipeline = pointer is not None and pointer.kind == "lock" and pointer.md5 == contents.hashes.md5
-    gathered = gather_training(view.read, pointer if from_pipeline else None, repo.settings)
+    gathered = gather_training(
+        view.read, pointer if from_pipeline else None, repo.settings, is_outside=declared_by == "user"
+    )
     change = _change(path, contents, parents[0]) if parents else None
     first = parents[0].metadata if parents else None
     model = ModelFacts(

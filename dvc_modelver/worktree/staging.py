@@ -10,7 +10,9 @@ from pathlib import Path
 from dvc_modelver.errors import BadMetadataError, RefusedError, UsageError, word
 from dvc_modelver.git.porcelain import ZERO_OID, Change
 from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_digest, table_path
+from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import IndexView, Repository, is_pointer_file
+from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.gate import MAX_GATE_BYTES, MAX_TEXT_BYTES, GatePointer, find_gate, is_plain_text
 from dvc_modelver.store.objects import Hashes
 from dvc_modelver.store.pointers import Pointer
@@ -19,6 +21,8 @@ from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper, Say, Seen
 from dvc_modelver.worktree.track import Tracker, new_pointer
 
+MAX_QUIET_BYTES = 1_000_000
+"""A larger file of weights that is committed to Git itself is named."""
 OUTSIDE_HINT = "dvc repro; or, to keep these weights: modelver add --accept {}"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -54,6 +58,7 @@ class Stager:
         if commit_all:
             self._take_in_retrained()
         changes = self.repo.git.staged_changes()
+        self._name_raw(changes)
         view = self.repo.index()
         pointers = {p.path: p for p in self.repo.pointers(view)}
         for path in self._affected(changes, pointers, view):
@@ -66,6 +71,18 @@ class Stager:
         return self.tracker.staged
 
     # Raw weights and gate pointers
+
+    def _name_raw(self, changes: Iterable[Change]) -> None:
+        """Name weights that go into Git itself: of a suffix that other files have too, or in Git already."""
+        for change in changes:
+            if not change.path.lower().endswith(WEIGHT_SUFFIXES) or not change.new_mode.startswith("100"):
+                continue
+            size = self.repo.objects.blob_size(change.new_oid)
+            if size > MAX_QUIET_BYTES:
+                self.keeper.say(
+                    f"{change.path}: {human_bytes(size)} of weights go into Git itself\n"
+                    f"hint: git rm --cached {word(change.path)}; modelver add {word(change.path)} puts them into DVC"
+                )
 
     def _find_gated(self, changes: Iterable[Change]) -> Iterator[tuple[str, GatePointer]]:
         attributes = self.repo.git.attributes([c.path for c in changes], "filter")

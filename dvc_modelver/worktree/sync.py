@@ -102,9 +102,14 @@ def look(
 
 def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | None, *, storing: bool) -> Seen:
     row = state.rows.get(model.path)
-    agreed = row.agreed or None if row is not None else committed_md5(repo, model.path)
     file = repo.top / model.path
     stamp, md5, contents = stamp_of(file), None, None
+    if row is not None:
+        agreed = row.agreed or None
+    elif state.known and stamp == ABSENT:
+        agreed = None  # its pointer came back (a revert, another branch): the weights follow
+    else:
+        agreed = committed_md5(repo, model.path)
     if stamp != ABSENT:
         if row is not None and row.md5 and row.model_stamp == stamp:
             md5 = row.md5
@@ -118,6 +123,8 @@ def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | N
             md5, stamp = contents.hashes.md5, stamp_of(file, at_ns=before)
     described = model.metadata.md5 if model.metadata is not None else None
     decision = decide(agreed, md5, described, model.pointer.md5)
+    if decision.action is Action.DESCRIBE and model.pointer.kind == "lock" and md5 == described:
+        decision = Decision(Action.NOTHING)  # described already; dvc.lock is dvc repro's to write
     if model.problem:
         decision = Decision(Action.CONFLICT if decision.action is not Action.NOTHING else Action.NOTHING)
     return Seen(model, agreed, md5, stamp, decision, contents)
@@ -227,7 +234,8 @@ class Keeper:
         md5 = contents.hashes.md5
         write_dvc_pointer(self.repo, seen.model.pointer, seen.path, contents.hashes)
         done = replace(seen, md5=md5, stamp=stamp, contents=contents)
-        self.remember(done, agreed=md5)
+        agree = seen.model.pointer.kind == "dvc" or seen.model.pointer.md5 == md5
+        self.remember(done, agreed=md5 if agree else None)
         if made.warning:
             self.say(f"{made.warning}; recorded as an opaque file")
         return made

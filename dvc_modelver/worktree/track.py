@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from dvc_modelver.errors import UsageError
+from dvc_modelver.errors import BadMetadataError, UsageError
 from dvc_modelver.metadata import TrainingFacts, metadata_path, table_path
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.store.objects import Hashes
@@ -99,7 +99,13 @@ class Tracker:
 
     def _write_pointer(self, pointer: Pointer, hashes: Hashes) -> None:
         disk = self.repo.top / pointer.file
-        old = read_pointer_text(disk, pointer.file)
+        try:
+            old = read_pointer_text(disk, pointer.file)
+        except BadMetadataError:
+            ours = self.repo.git.staged_version(pointer.file, 2)  # a conflict: these weights decide it
+            if ours is None:
+                raise
+            old = ours.decode()
         name = path_in_file(pointer.file, pointer.path, old)
         text = write_pointer(old, path_in_file=name, md5=hashes.md5, size=hashes.size)
         write_if_changed(disk, text.encode())

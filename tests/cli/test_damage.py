@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -258,3 +259,117 @@ def test_init_refuses_before_it_writes(tmp_path: Path) -> None:
     assert sorted(p.name for p in box.path.iterdir()) == [".git"]
     box.modelver("init", "--no-hooks")
     assert "filter.modelver.process" in box.git("config", "--list")
+
+
+def test_adding_weights_ends_a_conflict(two: Sandbox) -> None:
+    two.git("checkout", "-q", "-b", "exp", "HEAD~1")
+    two.train(MODEL, 21)
+    two.git("commit", "-q", "-am", "theirs")
+    two.git("checkout", "-q", "main")
+    assert two.git("merge", "exp", ok=False)
+    md5 = two.train(MODEL, 22)
+    two.modelver("add", MODEL)
+    assert "U" not in two.git("status", "--porcelain")
+    two.git("commit", "-q", "-m", "merged by hand")
+    assert two.metadata_md5(MODEL) == md5
+    assert two.cached(md5)
+    assert two.git("status", "--porcelain") == ""
+
+
+def test_reverting_a_removal_brings_the_weights_back(two: Sandbox) -> None:
+    md5 = two.md5(MODEL)
+    two.modelver("rm", "net")
+    two.git("commit", "-q", "-m", "removed")
+    two.git("revert", "--no-edit", "HEAD")
+    assert two.md5(MODEL) == md5
+
+
+@pytest.mark.parametrize("how", ["merge --abort", "checkout --ours", "revert --abort"])
+def test_retraining_stays_visible_after_a_conflict(two: Sandbox, how: str) -> None:
+    two.git("checkout", "-q", "-b", "exp", "HEAD~1")
+    two.train(MODEL, 21)
+    two.git("commit", "-q", "-am", "theirs")
+    if how == "revert --abort":
+        two.train(MODEL, 23)
+        two.git("commit", "-q", "-am", "more")
+        two.git("revert", "--no-edit", "HEAD~1", ok=False)
+        two.git("revert", "--abort")
+    else:
+        two.git("merge", "main", ok=False)
+        if how == "merge --abort":
+            two.git("merge", "--abort")
+        else:
+            two.git("checkout", "-q", "--ours", "models")
+            two.git("commit", "-q", "-am", "ours")
+    md5 = two.train(MODEL, 22)
+    assert f" M {MODEL}.modelver.json" in two.git("status", "--porcelain")
+    two.git("commit", "-q", "-am", "retrained")
+    assert two.metadata_md5(MODEL) == md5
+
+
+def test_pull_keeps_a_pipelines_weights_that_were_trained_by_hand(sandbox: Sandbox) -> None:
+    sandbox.write("train.py", "import shutil, sys\nshutil.copyfile(sys.argv[1], 'p.safetensors')\n")
+    sandbox.train("in.safetensors", 1)
+    sandbox.write("dvc.yaml", "stages:\n  train:\n    cmd: python train.py in.safetensors\n    outs: [p.safetensors]\n")
+    sandbox.dvc("repro", "-q")
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    md5 = sandbox.train("p.safetensors", 5)
+    assert " M p.safetensors.modelver.json" in sandbox.git("status", "--porcelain")
+    assert "behind" not in sandbox.modelver("status")
+    sandbox.modelver("pull")
+    assert sandbox.md5("p.safetensors") == md5
+    done = sandbox.run("git", "commit", "-q", "-am", "outside", ok=False)
+    assert "outside dvc repro" in done.stderr
+    sandbox.modelver("add", "--accept", "p.safetensors")
+    sandbox.git("commit", "-q", "-m", "accepted")
+    assert sandbox.git("status", "--porcelain") == ""
+    assert sandbox.metadata_md5("p.safetensors") == md5
+
+
+def test_results_that_git_keeps_are_not_pushed_to_dvc(sandbox: Sandbox) -> None:
+    sandbox.run("git", "init", "-q", "--bare", str(sandbox.path.parent / "origin.git"))
+    sandbox.git("remote", "add", "origin", "../origin.git")
+    sandbox.write("train.py", "import shutil\nshutil.copyfile('in.safetensors', 'p.safetensors')\n")
+    stage = "cmd: python train.py && cp in.json metrics.json\n    deps: [in.json]\n    outs: [p.safetensors]\n"
+    sandbox.write("dvc.yaml", f"stages:\n  train:\n    {stage}    metrics:\n    - metrics.json: {{cache: false}}\n")
+    for n in (1, 2):
+        sandbox.write("in.json", f'{{"acc": 0.{n}}}')
+        sandbox.train("in.safetensors", n)
+        sandbox.dvc("repro", "-q")
+        sandbox.git("add", ".")
+        sandbox.git("commit", "-q", "-m", str(n))
+    assert "metrics.json" not in sandbox.modelver("status")
+    sandbox.git("push", "-q", "-u", "origin", "main")  # version 1's metrics.json is in no cache
+    assert "unpushed" not in sandbox.modelver("status")
+
+
+def test_parameters_of_accepted_weights_are_those_of_now(sandbox: Sandbox) -> None:
+    sandbox.write("params.yaml", "lr: 0.1\nother: 1\n")
+    sandbox.train("in.safetensors", 1)
+    stage = "cmd: cp in.safetensors p.safetensors\n    params: [lr]\n    outs: [p.safetensors]\n"
+    sandbox.write("dvc.yaml", f"stages:\n  train:\n    {stage}")
+    sandbox.dvc("repro", "-q")
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    sandbox.write("params.yaml", "lr: 0.2\nother: 1\n")
+    sandbox.train("p.safetensors", 2)
+    sandbox.modelver("add", "--accept", "p.safetensors")
+    document = json.loads((sandbox.path / "p.safetensors.modelver.json").read_text())
+    assert document["training"]["hyperparameters"] == {"lr": 0.2}
+    assert document["version"]["declared_by"] == "user"
+
+
+def test_weights_that_go_into_git_itself_are_named(sandbox: Sandbox) -> None:
+    for name in ("big.npz", "UPPER.SAFETENSORS"):
+        (sandbox.path / name).write_bytes(os.urandom(1_100_000))
+    sandbox.train("m.safetensors", 1)
+    out = sandbox.modelver("status")
+    assert "untracked  m.safetensors" in out
+    assert "untracked  big.npz  (not tracked yet; modelver add big.npz)" in out
+    sandbox.git("add", ".")
+    assert "staged" in sandbox.modelver("status")
+    said = sandbox.run("git", "commit", "-q", "-m", "raw").stderr
+    assert "big.npz: 1.1 MB of weights go into Git itself" in said
+    assert "UPPER.SAFETENSORS: 1.1 MB" in said
+    assert "m.safetensors" not in said
