@@ -86,7 +86,7 @@ def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:
-        raise BadMetadataError(f"{where}: not TOML ({err})", hint="modelver doctor") from err
+        raise BadMetadataError(f"{where}: not TOML ({err})", hint=f"edit {SETTINGS_FILE}") from err
     kinds = {f.name: str(f.type) for f in fields(Settings)}
     values: dict[str, Any] = {}
     unknown = []

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dvc_modelver.api.select import Selected, select, split_reference
+from dvc_modelver.api.select import Selected, find_known, select, split_reference
 from dvc_modelver.diff.compare import ModelDiff, Side, compare
 from dvc_modelver.errors import BadMetadataError, ModelverError, NotFoundError, UsageError
 from dvc_modelver.metadata import TensorTable
@@ -85,7 +85,7 @@ def _compare_versions(repo: Repository, old: str | None, new: str | None) -> Mod
     old_side = _selected_side(repo, first)
     if second is not None:
         return compare(old_side, _selected_side(repo, second))
-    model = repo.find_model(repo.work_tree, first.model.path)
+    model = find_known(repo, first.model.name)
     return compare(old_side, _side_of(repo, repo.work_tree, model))
 
 
@@ -93,7 +93,7 @@ def _select_side(repo: Repository, text: str, like: Selected | None = None) -> S
     """Give the version an argument names; a plain revision next to a version means that model there."""
     if like is not None and _is_rev(repo, text) and split_reference(text)[1:] == ("", ""):
         commit = repo.git.commit_of(text)
-        model = repo.find_model(repo.at(commit), like.model.path)
+        model = repo.find_model(repo.at(commit), like.model.name)
         if model.metadata is None:
             raise NotFoundError(f"{text}: has no metadata of {model.path}")
         return Selected(model, model.metadata, commit, text)

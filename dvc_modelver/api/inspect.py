@@ -14,7 +14,7 @@ from dvc_modelver.formats import known_suffixes
 from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path, table_digest, table_path
 from dvc_modelver.pipeline import read_artifacts
-from dvc_modelver.registry.history import Version, iter_versions
+from dvc_modelver.registry.history import Version, iter_versions, paths_of, version_at
 from dvc_modelver.registry.tags import ModelTag, read_tags
 from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
@@ -284,10 +284,8 @@ def show(reference: str, *, folder: Path | None = None) -> Shown:
         if repo.head
         else {}
     )
-    tags = tuple(
-        tag for tag in read_tags(repo.git, chosen.model.name)
-        if _md5_at(repo, tag.commit, chosen.model.path) == chosen.metadata.md5
-    )  # fmt: skip
+    md5s = _md5s_of_tags(repo, chosen.model)
+    tags = tuple(tag for tag in read_tags(repo.git, chosen.model.name) if md5s.get(tag.tag) == chosen.metadata.md5)
     labels = entry.get("labels")
     return Shown(
         model=chosen.model,
@@ -300,12 +298,16 @@ def show(reference: str, *, folder: Path | None = None) -> Shown:
     )
 
 
-def _md5_at(repo: Repository, commit: str, path: str) -> str | None:
-    try:
-        metadata = repo.metadata(repo.at(commit), path)
-    except NotFoundError:
-        return None
-    return metadata.md5 if metadata is not None else None
+def _md5s_of_tags(repo: Repository, model: TrackedModel) -> dict[str, str]:
+    """Give tag -> md5 of the model at the tagged commit; tags of commits without it are left out."""
+    paths = paths_of(repo.git, repo.objects, model.path, "--all") if repo.head else [model.path]
+    found = {}
+    for tag in read_tags(repo.git, model.name):
+        try:
+            found[tag.tag] = version_at(repo.objects, paths, tag.commit, tag.tag).metadata.md5
+        except NotFoundError:
+            continue
+    return found
 
 
 def describe_file(path: str | Path) -> tuple[TensorTable | None, str, int]:
@@ -344,8 +346,7 @@ def log(reference: str, *, everywhere: bool = False, folder: Path | None = None)
     model = find_known(repo, reference)
     if repo.head is None:
         return []
-    tags = read_tags(repo.git, model.name)
-    md5s = {tag.tag: _md5_at(repo, tag.commit, model.path) for tag in tags}
+    md5s = _md5s_of_tags(repo, model)
     now = model.metadata.md5 if model.metadata is not None else None
     return [
         LoggedVersion(v, tuple(t for t, md5 in md5s.items() if md5 == v.metadata.md5), v.metadata.md5 == now)
@@ -355,12 +356,18 @@ def log(reference: str, *, everywhere: bool = False, folder: Path | None = None)
 
 @dataclass(frozen=True)
 class ListedModel:
-    """One line of ``list``: a model at HEAD with its versions."""
+    """One line of ``list``: a model of the work tree with its versions.
+
+    Attributes:
+        versions: All its semantic versions.
+        here: Those of the version that the work tree has.
+    """
 
     name: str
     path: str
     metadata: ModelMetadata | None
     versions: tuple[str, ...]
+    here: tuple[str, ...]
     stages: tuple[str, ...]
 
 
@@ -371,6 +378,7 @@ def list_models(*, folder: Path | None = None) -> list[ListedModel]:
     found = []
     for model in repo.models(repo.work_tree):
         own = [t for t in tags if t.name == model.name]
+        md5s, md5 = (_md5s_of_tags(repo, model) if own else {}), model.metadata.md5 if model.metadata else None
         latest: dict[str, ModelTag] = {}
         for tag in sorted((t for t in own if t.stage), key=lambda t: t.counter):
             latest[tag.stage] = tag
@@ -378,6 +386,7 @@ def list_models(*, folder: Path | None = None) -> list[ListedModel]:
             ListedModel(
                 model.name, model.path, model.metadata,
                 tuple(t.version for t in own if t.version),
+                tuple(t.version for t in own if t.version and md5s.get(t.tag) == md5),
                 tuple(sorted(stage for stage, tag in latest.items() if tag.active)),
             )
         )  # fmt: skip

@@ -82,23 +82,21 @@ def select(repo: Repository, reference: str) -> Selected:
         return Selected(model, model.metadata, "", model.name)
     tags = read_tags(repo.git, model.name)
     if stage:
-        found, commit = find_stage(repo.objects, model.path, model.name, stage, tags)
+        found, commit = find_stage(repo.git, repo.objects, model.path, model.name, stage, tags)
         label = f"{model.name}#{stage}"
     else:
         found, commit = find_version(repo.git, repo.objects, model.path, model.name, version, tags)
         label = f"{model.name}@{version}"
-    at = TrackedModel(model.name, model.path, _pointer_at(repo, commit, model), found.metadata)
+    at = TrackedModel(model.name, found.path, _pointer_at(repo, commit, found.path), found.metadata)
     return Selected(at, found.metadata, commit, label)
 
 
-def _pointer_at(repo: Repository, commit: str, model: TrackedModel) -> Pointer:
+def _pointer_at(repo: Repository, commit: str, path: str) -> Pointer:
     view: View = repo.at(commit)
     for pointer in repo.pointers(view):
-        if pointer.path == model.path:
+        if pointer.path == path:
             return pointer
-    raise NotFoundError(
-        f"{commit[:8]}: has metadata of {model.path} but no pointer", hint=f"git show --stat {commit[:8]}"
-    )
+    raise NotFoundError(f"{commit[:8]}: has metadata of {path} but no pointer", hint=f"git show --stat {commit[:8]}")
 
 
 def is_file_argument(text: str) -> bool:

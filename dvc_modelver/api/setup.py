@@ -102,6 +102,8 @@ def init(
             was written.
     """
     folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{path}: a file, expected a folder", hint="modelver init")
     steps = []
     is_new = not folder.is_dir()
     if is_new:
@@ -253,11 +255,13 @@ def unadopted(repo: Repository) -> list[str]:
 def hidden_models(repo: Repository) -> dict[str, str]:
     """Give the model files that ``.gitignore`` hides and nothing tracks: path -> the rule that hides it."""
     tracked = {p.path for p in repo.pointers(repo.work_tree)}
+    folders_of_dvc = tuple(f"{p.path}/" for p in repo.pointers(repo.work_tree) if p.is_folder)
     folders = ("site-packages/", ".venv/", "venv/", "node_modules/", ".dvc/")
     ignored = [
         path
         for path in repo.git.paths("ls-files", "-o", "-i", "--exclude-standard", "-z")
         if path not in tracked
+        and not path.startswith(folders_of_dvc)
         and repo.settings.is_model(path, known_suffixes())
         and not any(f"/{folder}" in f"/{path}" for folder in folders)
     ]

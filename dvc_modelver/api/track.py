@@ -285,6 +285,8 @@ def mv(old: str | Path, new: str | Path, *, say: Say = lambda _line: None, folde
         UsageError: The new path is taken, or a pipeline makes the model.
     """
     repo = Repository.open(folder)
+    if str(new).endswith("/") and not Path(new).is_dir():
+        raise UsageError(f"{new}: no such folder", hint=f"mkdir -p {word(new)}")
     model = repo.find_model(repo.work_tree, str(old))
     if model.pointer.kind == "lock":
         raise UsageError(

@@ -16,10 +16,10 @@ from dvc_modelver.pipeline import flatten
 from dvc_modelver.registry.history import Version, iter_versions
 from dvc_modelver.registry.tags import bumped, check_name, create_tag, read_tags, version_key, versions_of
 from dvc_modelver.repository import Repository
-from dvc_modelver.store.pointers import Pointer, read_lock_stage, replace_lock_stage
+from dvc_modelver.store.pointers import Pointer, read_lock_stage, replace_lock_stage, write_pointer
 from dvc_modelver.transfer import Wanted, fetch
 from dvc_modelver.worktree.state import locked
-from dvc_modelver.worktree.sync import Keeper, write_if_changed
+from dvc_modelver.worktree.sync import Keeper, path_in_file, read_pointer_text, write_if_changed
 from dvc_modelver.worktree.track import Tracker
 
 Say = Callable[[str], None]
@@ -193,7 +193,7 @@ def rollback(
         before = _version_before(repo, model.path, current)
         chosen = _selected_at(repo, before, model.name)
     with locked(repo.layout.state_dir):
-        return _restore(repo, chosen, current, say)
+        return _restore(repo, chosen, model.path, current, say)
 
 
 def _selected_at(repo: Repository, version: Version, name: str) -> Selected:
@@ -223,10 +223,9 @@ def _older_hint(repo: Repository, path: str) -> str:
     return f"modelver log {word(path)}"
 
 
-def _restore(repo: Repository, chosen: Selected, current: ModelMetadata | None, say: Say) -> RolledBack:
-    path, pointer = chosen.model.path, chosen.pointer
-    md5 = chosen.metadata.md5
-    pointer = replace(pointer, md5=md5)
+def _restore(repo: Repository, chosen: Selected, path: str, current: ModelMetadata | None, say: Say) -> RolledBack:
+    md5, then = chosen.metadata.md5, chosen.model.path
+    pointer = replace(chosen.pointer, md5=md5)
     _have_object(repo, pointer, say)
     keeper = Keeper(repo, say)
     tracker = Tracker(keeper)
@@ -240,12 +239,18 @@ def _restore(repo: Repository, chosen: Selected, current: ModelMetadata | None, 
                 f"hint: modelver load {chosen.model.name}@{kept.md5} -o FILE gives them back"
             )
     view = repo.at(chosen.commit) if chosen.commit else repo.work_tree
-    blobs: dict[str, bytes | None] = {metadata_path(path): view.read(metadata_path(path))}
-    table = view.read(table_path(path))
+    blobs: dict[str, bytes | None] = {metadata_path(path): view.read(metadata_path(then))}
+    table = view.read(table_path(then))
     if table is not None or repo.git.index_entries(table_path(path)):
         blobs[table_path(path)] = table
     moved: tuple[str, ...] = ()
-    if pointer.kind == "dvc":
+    if path != then:  # it was renamed since: the version comes back under today's path
+        moved_facts = replace(chosen.metadata, model=replace(chosen.metadata.model, path=path))
+        blobs[metadata_path(path)] = moved_facts.render()
+        name = f"{path}.dvc"
+        old, size = read_pointer_text(repo.top / name, name), chosen.metadata.model.bytes_
+        blobs[name] = write_pointer(old, path_in_file=path_in_file(name, path, old), md5=md5, size=size).encode()
+    elif pointer.kind == "dvc":
         blobs[pointer.file] = view.read(pointer.file)
     else:
         blobs[pointer.file], moved = _restored_lock(repo, chosen, view.read(pointer.file) or b"")

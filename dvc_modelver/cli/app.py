@@ -271,7 +271,7 @@ def check(
 @app.command()
 def mv(
     old: Annotated[str, typer.Argument(help="Model, by name or path.")],
-    new: Annotated[Path, typer.Argument(help="New path, or a folder.")],
+    new: Annotated[str, typer.Argument(help="New path, or a folder.")],
     json: JsonFlag = False,
 ) -> None:
     """Rename a model with its pointer, metadata and ignore line."""

@@ -383,7 +383,7 @@ def log_lines(found: Sequence[LoggedVersion]) -> list[str]:
         tags = " ".join(t.partition("@")[2] or "#" + t.partition("#")[2] for t in item.tags)
         rows.append(
             [
-                ("* " if item.is_current else "") + str(v.number),
+                f"{v.number}{' *' if item.is_current else '  '}",
                 v.metadata.md5[:8],
                 v.date[:10],
                 change,
@@ -423,7 +423,7 @@ def list_lines(found: Sequence[ListedModel]) -> list[str]:
         [
             m.name,
             str(m.metadata.version.number) if m.metadata else "-",
-            m.versions[-1] if m.versions else "-",
+            " ".join(m.here) or "-",
             " ".join(m.stages) or "-",
             human_bytes(m.metadata.model.bytes_) if m.metadata else "-",
             m.path,

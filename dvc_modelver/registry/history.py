@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import Git
-from dvc_modelver.metadata import ModelMetadata, metadata_path
+from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path
 from dvc_modelver.registry.tags import ModelTag, find_version_tag, stage_holder
 
 _NUMBER = re.compile(r"(\d+)(?:\.([0-9a-f]{4,32}))?")
@@ -37,8 +38,8 @@ class Version:
         return self.metadata.version.number
 
 
-def iter_versions(git: Git, objects: ObjectReader, path: str, rev: str) -> Iterator[Version]:
-    """Give the versions of the model at `path`, newest commit first, each md5 at its first appearance.
+def paths_of(git: Git, objects: ObjectReader, path: str, rev: str) -> list[str]:
+    """Give the paths a model has had, today's first: renames of its metadata file under one name or md5.
 
     Args:
         git: Runs ``git log``.
@@ -46,23 +47,53 @@ def iter_versions(git: Git, objects: ObjectReader, path: str, rev: str) -> Itera
         path: The model's path.
         rev: Where history starts; ``--all`` for every ref.
     """
-    file = metadata_path(path)
     out = git.run(
-        "log", "--topo-order", "--raw", "--no-abbrev", "--no-renames", "--diff-merges=first-parent",
-        "--format=%x01%H%x00%aI%x00%an%x00%s", rev, "--", file,
+        "log", "-z", "--follow", "-M", "--diff-filter=R", "--raw", "--no-abbrev", "--format=", rev, "--",
+        metadata_path(path),
+    )  # fmt: skip
+    found = [path]
+    parts = iter(out.split(b"\0"))
+    for part in parts:
+        if not part.strip().startswith(b":"):
+            continue
+        _, _, old_oid, new_oid, _ = part.decode().split(" ")
+        old, new = find_model_path(os.fsdecode(next(parts))), find_model_path(os.fsdecode(next(parts)))
+        before, after = _read(objects, old_oid, old or ""), _read(objects, new_oid, new or "")
+        is_same = before and after and (before.md5 == after.md5 or before.model.name == after.model.name)
+        if new not in found or old is None or not is_same:
+            break
+        found.append(old)
+    return list(dict.fromkeys(found))
+
+
+def iter_versions(git: Git, objects: ObjectReader, path: str, rev: str) -> Iterator[Version]:
+    """Give the versions of the model at `path`, newest commit first, each md5 at its first appearance.
+
+    Args:
+        git: Runs ``git log``.
+        objects: Reads the metadata files.
+        path: The model's path; those it had before it was renamed count as well.
+        rev: Where history starts; ``--all`` for every ref.
+    """
+    files = [metadata_path(p) for p in paths_of(git, objects, path, rev)]
+    out = git.run(
+        "log", "-z", "--topo-order", "--raw", "--no-abbrev", "--no-renames", "--diff-merges=first-parent",
+        "--format=%x01%H%x02%aI%x02%an%x02%s", rev, "--", *files,
     )  # fmt: skip
     found: dict[str, Version] = {}
-    for record in out.decode("utf-8", "replace").split("\x01")[1:]:
-        head, _, raw = record.partition("\n")
-        commit, date, author, subject = head.split("\0")
-        for line in raw.splitlines():
-            if not line.startswith(":"):
-                continue
-            oid = line.split(" ")[3]
+    head: list[str] = []
+    parts = iter(out.split(b"\0"))
+    for part in parts:
+        text = part.decode("utf-8", "replace").strip()
+        if text.startswith("\x01"):
+            head = text[1:].split("\x02")
+        elif text.startswith(":"):
+            oid, file = text.split(" ")[3], os.fsdecode(next(parts))
             metadata = _read(objects, oid, file)
             if metadata is not None:
+                commit, date, author, subject = head
                 found.pop(metadata.md5, None)
-                found[metadata.md5] = Version(metadata, path, commit, date, author, subject)
+                found[metadata.md5] = Version(metadata, find_model_path(file) or path, commit, date, author, subject)
     yield from found.values()
 
 
@@ -107,10 +138,12 @@ def find_version(
             if version.metadata.md5.startswith(wanted):
                 return version, version.commit
     tag = find_version_tag(tags, name, wanted)
-    return version_at(objects, path, tag.commit, tag.tag), tag.commit
+    return version_at(objects, paths_of(git, objects, path, "--all"), tag.commit, tag.tag), tag.commit
 
 
-def find_stage(objects: ObjectReader, path: str, name: str, stage: str, tags: list[ModelTag]) -> tuple[Version, str]:
+def find_stage(
+    git: Git, objects: ObjectReader, path: str, name: str, stage: str, tags: list[ModelTag]
+) -> tuple[Version, str]:
     """Give the version that holds a stage, and its commit.
 
     Raises:
@@ -119,20 +152,20 @@ def find_stage(objects: ObjectReader, path: str, name: str, stage: str, tags: li
     holder = stage_holder((t for t in tags if t.name == name), stage)
     if holder is None:
         raise NotFoundError(f"{name}#{stage}: no version holds this stage", hint=f"modelver log {name}")
-    return version_at(objects, path, holder.commit, holder.tag), holder.commit
+    return version_at(objects, paths_of(git, objects, path, "--all"), holder.commit, holder.tag), holder.commit
 
 
-def version_at(objects: ObjectReader, path: str, commit: str, label: str) -> Version:
-    """Give the version that a commit has.
+def version_at(objects: ObjectReader, paths: Sequence[str], commit: str, label: str) -> Version:
+    """Give the version that a commit has at the first of some paths that is there.
 
     Raises:
         NotFoundError: The commit has no metadata for the model.
     """
-    oid = objects.find_blob(commit, metadata_path(path))
-    metadata = _read(objects, oid, metadata_path(path)) if oid else None
-    if metadata is None:
-        raise NotFoundError(
-            f"{label}: its commit {commit[:8]} has no metadata of {path}",
-            hint=f"git show --stat {commit[:8]}",
-        )
-    return Version(metadata, path, commit, "", "", "")
+    for path in paths:
+        oid = objects.find_blob(commit, metadata_path(path))
+        metadata = _read(objects, oid, metadata_path(path)) if oid else None
+        if metadata is not None:
+            return Version(metadata, path, commit, "", "", "")
+    raise NotFoundError(
+        f"{label}: its commit {commit[:8]} has no metadata of {paths[0]}", hint=f"git show --stat {commit[:8]}"
+    )

@@ -373,3 +373,33 @@ def test_weights_that_go_into_git_itself_are_named(sandbox: Sandbox) -> None:
     assert "big.npz: 1.1 MB of weights go into Git itself" in said
     assert "UPPER.SAFETENSORS: 1.1 MB" in said
     assert "m.safetensors" not in said
+
+
+def test_a_renamed_model_keeps_its_versions(two: Sandbox) -> None:
+    first, second = first_md5(two), two.md5(MODEL)
+    two.modelver("tag", "net", "v1.0.0", "HEAD~1")
+    failing(two, "mv", "net", "weights/", code=2)
+    two.modelver("mv", "net", "weights/renamed.safetensors")
+    two.git("commit", "-q", "-m", "renamed")
+    renamed = "weights/renamed.safetensors"
+    assert [line.split()[:2] for line in two.modelver("log", "net").splitlines()[1:]] == [["2", "*"], ["1", first[:8]]]
+    assert "v1.0.0" in two.modelver("log", "net")
+    assert first[:8] in two.modelver("show", "net@v1.0.0")
+    assert "net version 1" in two.modelver("show", "net@1")
+    assert two.modelver("diff", "net@1", "net@2")
+    two.modelver("load", "net@v1.0.0", "-o", "out.safetensors")
+    assert two.md5("out.safetensors") == first
+    two.modelver("rollback", "net", "v1.0.0")
+    two.git("commit", "-q", "-m", "back")
+    assert two.md5(renamed) == first
+    assert two.metadata_md5(renamed) == first
+    assert two.git("status", "--porcelain") == "?? out.safetensors\n"
+    two.modelver("rollback", "net", "2")
+    assert two.md5(renamed) == second
+    assert two.modelver("check") and two.exit_code("fsck") == 0
+
+
+def test_files_of_a_folder_that_dvc_tracks_are_not_hidden(sandbox: Sandbox) -> None:
+    sandbox.train("data/x.safetensors", 1)
+    sandbox.dvc("add", "-q", "data")
+    assert "hidden" not in sandbox.modelver("status")
