@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import filecmp
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from dvc_modelver.api.select import Selected, find_known, select, split_reference
 from dvc_modelver.diff.compare import ModelDiff, Side, compare
 from dvc_modelver.errors import BadMetadataError, ModelverError, NotFoundError, UsageError
+from dvc_modelver.fingerprint import fingerprint
+from dvc_modelver.fingerprint.row import TensorRow
+from dvc_modelver.formats import Reader, open_reader
 from dvc_modelver.metadata import TensorTable
 from dvc_modelver.pipeline import gather_training
+from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
+from dvc_modelver.store.objects import hash_file
+from dvc_modelver.store.remotes import Remote
+from dvc_modelver.tensors import TensorSpec
 from dvc_modelver.worktree.describe import OPAQUE, Contents, read_contents
 from dvc_modelver.worktree.law import Action
-from dvc_modelver.worktree.state import read_state
+from dvc_modelver.worktree.state import read_state, stamp_of
 from dvc_modelver.worktree.sync import look
 
 
@@ -23,6 +33,7 @@ def diff(
     new: str | None = None,
     *paths: str | Path,
     cached: bool = False,
+    exact: bool = False,
     folder: Path | None = None,
 ) -> list[ModelDiff]:
     """Compare models.
@@ -32,6 +43,8 @@ def diff(
         new: Likewise; the work tree when not given.
         paths: Models to compare; all that differ when not given.
         cached: Compare the index with `old` (HEAD when not given) rather than the work tree.
+        exact: Measure the values rather than estimate from fingerprints; weights are read from the work tree, the
+            cache, or the remote by range.
         folder: Anywhere in the work tree; the current folder by default.
 
     Returns:
@@ -40,9 +53,10 @@ def diff(
     Raises:
         NotFoundError: No such revision, model or version.
         BadModelError: A file given cannot be read.
+        ObjectMissing: Weights to be measured are nowhere.
     """
     if old is not None and new is not None and Path(old).is_file() and Path(new).is_file():
-        return [compare(_file_side(old), _file_side(new))]
+        return [compare_files(Path(old), Path(new), exact=exact)]
     repo = Repository.open(folder)
     if old is not None and new is None and not _is_rev(repo, old) and ".." in old:
         old, _, new = old.partition("...") if "..." in old else old.partition("..")
@@ -50,10 +64,90 @@ def diff(
     wanted = [repo.inside(p) if (repo.top / repo.inside(p)).exists() else str(p) for p in paths]
     for argument in (old, new):
         if argument is not None and _names_model(repo, argument):
-            return [_compare_versions(repo, old, new)]
+            return [_compared(repo, *_version_sides(repo, old, new), exact=exact)]
     old_view = repo.at(old) if old is not None else (repo.at("HEAD") if cached and repo.head else repo.index())
     new_view: View = repo.at(new) if new is not None else (repo.index() if cached else repo.work_tree)
-    return _compare_views(repo, old_view, new_view, wanted)
+    return [_compared(repo, *sides, exact=exact) for sides in _view_sides(repo, old_view, new_view, wanted)]
+
+
+def _compared(repo: Repository, old: Side | None, new: Side | None, *, exact: bool) -> ModelDiff:
+    if not exact or old is None or new is None or old.md5 == new.md5 or not (old.table and new.table):
+        return compare(old, new)
+    old, new = with_weights(repo, old), with_weights(repo, new)
+    with ProgressLine(f"comparing {new.path}") as progress:
+        return compare(old, new, exact=True, progress=progress)
+
+
+def with_weights(repo: Repository, side: Side) -> Side:
+    """Let a side open its weights: from the cache, the work tree or the remote, whichever has them.
+
+    Raises:
+        ObjectMissing: They are nowhere.
+    """
+    cache, file = repo.cache(side.path), repo.top / side.path
+    row = read_state(repo.layout.state_dir).rows.get(side.path)
+    if cache.has(side.md5):
+        cache.check(side.md5)
+        return replace(side, open=partial(_open, cache.path_of(side.md5), side.path))
+    if row is not None and row.md5 == side.md5 and row.model_stamp == stamp_of(file):
+        return replace(side, open=partial(_open, file, side.path))
+    if file.is_file() and hash_file(file).md5 == side.md5:
+        return replace(side, open=partial(_open, file, side.path))
+    pointer = next((p for p in repo.pointers(repo.work_tree) if p.path == side.path), None)
+    remote = Remote.open(repo.dvc_root(side.path), pointer.remote if pointer is not None else None)
+    stream = remote.open_object(side.md5)
+    return replace(side, open=partial(_open, stream, side.path), is_remote=True)
+
+
+def _open(source: Path | BinaryIO, name: str) -> Reader:
+    reader = open_reader(source, name)
+    if reader is None:
+        raise UsageError(f"{name}: no reader knows its format")
+    return reader
+
+
+def compare_files(old: Path, new: Path, *, exact: bool = False) -> ModelDiff:
+    """Compare two model files that need not be tracked.
+
+    Raises:
+        BadModelError: One of them breaks its format's rules, or no reader knows it.
+    """
+    if not exact:
+        return compare(_file_side(str(old)), _file_side(str(new)))
+    with ProgressLine(f"comparing {new}", old.stat().st_size + new.stat().st_size) as progress:
+        found = compare(*_header_sides(old, new), exact=True, progress=progress)
+    if found.tensors_changed or not filecmp.cmp(old, new, shallow=False):
+        return found
+    return replace(found, kind="identical", reason="same bytes", bytes_equal=True)
+
+
+def _header_sides(old: Path, new: Path) -> tuple[Side, Side]:
+    """Give two files by their headers; tensors that only one of them names are fingerprinted, to be found renamed."""
+    with _open(old, str(old)) as first, _open(new, str(new)) as second:
+        names = [{spec.name for spec in reader.specs} for reader in (first, second)]
+        sides = []
+        for path, reader, others in ((old, first, names[1]), (new, second, names[0])):
+            apart = names[0] - names[1] and names[1] - names[0]
+            lonely = [spec for spec in reader.specs if apart and spec.name not in others]
+            known = {row.name: row for row in fingerprint(_Some(reader, tuple(lonely)), k=64)}
+            rows = tuple(
+                known.get(s.name) or TensorRow(name=s.name, dtype=s.dtype, shape=s.shape, role=s.role, digest="")
+                for s in sorted(reader.specs, key=lambda s: s.name)
+            )
+            table = TensorTable("", 64, rows)
+            sides.append(Side(str(path), str(path), table, None, "", reader.format, partial(_open, path, str(path))))
+    return sides[0], sides[1]
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some tensors of a reader."""
+
+    reader: Reader
+    specs: tuple[TensorSpec, ...]
+
+    def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
+        return self.reader.iter_buffers(spec, n_bytes)
 
 
 def _is_rev(repo: Repository, text: str) -> bool:
@@ -76,7 +170,7 @@ def _names_model(repo: Repository, text: str) -> bool:
     return True
 
 
-def _compare_versions(repo: Repository, old: str | None, new: str | None) -> ModelDiff:
+def _version_sides(repo: Repository, old: str | None, new: str | None) -> tuple[Side, Side]:
     first = _select_side(repo, old) if old is not None else None
     second = _select_side(repo, new, like=first) if new is not None else None
     if first is None and second is not None:
@@ -84,9 +178,9 @@ def _compare_versions(repo: Repository, old: str | None, new: str | None) -> Mod
     assert first is not None
     old_side = _selected_side(repo, first)
     if second is not None:
-        return compare(old_side, _selected_side(repo, second))
+        return old_side, _selected_side(repo, second)
     model = find_known(repo, first.model.name)
-    return compare(old_side, _side_of(repo, repo.work_tree, model))
+    return old_side, _side_of(repo, repo.work_tree, model)
 
 
 def _select_side(repo: Repository, text: str, like: Selected | None = None) -> Selected:
@@ -109,20 +203,20 @@ def _selected_side(repo: Repository, chosen: Selected) -> Side:
     )  # fmt: skip
 
 
-def _compare_views(repo: Repository, old: View, new: View, wanted: Sequence[str]) -> list[ModelDiff]:
+def _view_sides(
+    repo: Repository, old: View, new: View, wanted: Sequence[str]
+) -> Iterator[tuple[Side | None, Side | None]]:
     before = {m.path: m for m in repo.models(old)}
     after = {m.path: m for m in repo.models(new)}
     moved = _retrained(repo) if new is repo.work_tree else {}
     chosen = _chosen(before, after, wanted)
-    found = []
     for path in chosen:
         was, now = before.get(path), after.get(path)
         if not wanted and path not in moved and was and now and _same(was, now):
             continue
         old_side = _side_of(repo, old, was) if was else None
         new_side = moved[path] if path in moved else (_side_of(repo, new, now) if now else None)
-        found.append(compare(old_side, new_side))
-    return found
+        yield old_side, new_side
 
 
 def _chosen(before: dict[str, TrackedModel], after: dict[str, TrackedModel], wanted: Iterable[str]) -> list[str]:

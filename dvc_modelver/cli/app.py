@@ -299,6 +299,7 @@ def diff(
     cached: Annotated[bool, typer.Option("--cached", "--staged", help="Compare the index, not the work tree.")] = False,
     fmt: FormatOption = Format.TEXT,
     output: OutputFile = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Measure the values, not the fingerprints.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 when models differ.")] = False,
     min_similarity: Annotated[
         float | None, typer.Option(help="Exit 1 when a cosine similarity is below this.", min=-1, max=1)
@@ -308,7 +309,7 @@ def diff(
 ) -> int:
     """Show which layers changed and by how much, with hyper-parameters, metrics and data."""
     old, new, chosen = cards.split_diff_arguments(old, new, paths or [])
-    found = api.diff(old, new, *chosen, cached=cached)
+    found = api.diff(old, new, *chosen, cached=cached, exact=exact)
     if json or fmt is Format.JSON:
         emit(cards.diff_document(found), output)
     else:

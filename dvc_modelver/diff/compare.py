@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dvc_modelver.diff.classify import Classified, classify
 from dvc_modelver.diff.match import Pair, match_tensors
 from dvc_modelver.fingerprint.estimate import UNDEFINED, Estimate, combine, estimate_rows
 from dvc_modelver.fingerprint.row import TensorRow
 from dvc_modelver.metadata import ModelMetadata, TensorTable
-from dvc_modelver.tensors import is_float
+from dvc_modelver.tensors import TensorSpec, is_float
+
+if TYPE_CHECKING:
+    from dvc_modelver.diff.exact import Measured
+    from dvc_modelver.formats import Reader
 
 SCHEMA = "modelver.diff/1"
 
@@ -25,6 +29,8 @@ class Side:
         rev: How the user named it; empty when nobody did.
         table: None for a model that no reader knows.
         metadata: Gives hyper-parameters, metrics and data; None where only the table is at hand.
+        open: Opens the weights; None where they are not to be had.
+        is_remote: Whether they would be read from a remote.
     """
 
     path: str
@@ -33,6 +39,8 @@ class Side:
     metadata: ModelMetadata | None
     md5: str
     format: str
+    open: Callable[[], Reader] | None = field(default=None, compare=False, repr=False)
+    is_remote: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Give the side as the contract has it."""
@@ -48,6 +56,8 @@ class TensorChange:
             changed as well; its numbers say so.
         measured: Cosine, relative L2 and distance; exact where the bytes are equal.
         bytes_equal: Whether dtypes and digests are equal.
+        exact: What the values say; None where only fingerprints were compared.
+        note: What else was measured, for a tensor whose shape changed; empty when nothing was.
     """
 
     name: str
@@ -57,6 +67,8 @@ class TensorChange:
     new: TensorRow | None
     measured: Estimate = UNDEFINED
     bytes_equal: bool = False
+    exact: Measured | None = None
+    note: str = ""
 
     @property
     def cosine(self) -> float | None:
@@ -98,9 +110,23 @@ class TensorChange:
             "new_dtype": self.new.dtype if self.new else None,
             "cosine": _rounded(self.cosine),
             "relative_l2": _rounded(self.relative_l2),
-            "max_abs": None,
+            "max_abs": _rounded(self.exact.max_abs) if self.exact else None,
             "bytes_equal": self.bytes_equal,
             "role": self.row.role,
+            **(self._values() if self.exact else {}),
+            **({"note": self.note} if self.note else {}),
+        }
+
+    def _values(self) -> dict[str, Any]:
+        """Give what only the values tell."""
+        assert self.exact is not None
+        at = self.exact.max_abs_at
+        return {
+            "max_abs_at": unravel(at, self.row.shape) if at is not None else None,
+            "values_changed": self.exact.values_changed,
+            "sign_flips": self.exact.sign_flips,
+            "newly_nonfinite": self.exact.nonfinite,
+            "update_rank": self.exact.rank,
         }
 
 
@@ -128,6 +154,8 @@ class ModelDiff:
         relative_l2: Likewise.
         relative_l2_error: Absolute 95 % bound of the error of `relative_l2`; 0 when it is exact.
         parameters: Numbers of elements: ``old``, ``new`` and ``changed`` (in tensors that changed or are new).
+        warnings: What training seldom means to do, one line each: values that are not finite, layers gone dead.
+        exact: Whether the numbers come from the values.
     """
 
     path: str
@@ -144,7 +172,8 @@ class ModelDiff:
     hyperparameters: tuple[FactChange, ...] = ()
     metrics: tuple[FactChange, ...] = ()
     data: tuple[FactChange, ...] = ()
-    exact: bool = field(default=False)
+    warnings: tuple[str, ...] = ()
+    exact: bool = False
 
     @property
     def tensors_changed(self) -> int:
@@ -174,25 +203,42 @@ class ModelDiff:
             "hyperparameters": [f.to_dict() for f in self.hyperparameters],
             "metrics": [f.to_dict() for f in self.metrics],
             "data": [f.to_dict() for f in self.data],
+            "warnings": list(self.warnings),
             "tensors": [t.to_dict() for t in self.tensors],
         }
 
 
-def compare(old: Side | None, new: Side | None) -> ModelDiff:
+def compare(
+    old: Side | None, new: Side | None, *, exact: bool = False, progress: Callable[[int], None] = lambda _n: None
+) -> ModelDiff:
     """Compare two versions; a side that is None does not exist (the model was added or removed).
 
-    "Did it change?" is answered by digests alone; the numbers are estimates from norms and sketches.
+    "Did it change?" is answered by digests alone; the numbers are estimates from norms and sketches, or are measured
+    on the values of the tensors whose digests differ.
+
+    Args:
+        old: The old version.
+        new: The new version.
+        exact: Measure the values; both sides must be able to `open` them.
+        progress: Called with the number of bytes read since the last call.
 
     Raises:
         ValueError: Both sides are None.
+        BadModelError: A file is damaged.
     """
     there = new or old
     if there is None:
         raise ValueError("two absent sides have nothing to compare")
     old_rows = old.table.rows if old is not None and old.table is not None else ()
     new_rows = new.table.rows if new is not None and new.table is not None else ()
-    tensors = tuple(sorted((_measure(p) for p in match_tensors(old_rows, new_rows)), key=lambda t: t.name))
-    bytes_equal = old is not None and new is not None and old.md5 == new.md5
+    pairs = match_tensors(old_rows, new_rows)
+    if exact and old is not None and new is not None and old.open is not None and new.open is not None:
+        shared = not (old.is_remote or new.is_remote)
+        changes = _measure_values(pairs, old.open, new.open, progress, shared=shared)
+    else:
+        changes, exact = [_measure(p) for p in pairs], False
+    tensors = tuple(sorted(changes, key=lambda t: t.name))
+    bytes_equal = old is not None and new is not None and bool(old.md5) and old.md5 == new.md5
     whole = (
         combine(t.measured for t in tensors if _is_comparable(t)) if old is not None and new is not None else UNDEFINED
     )
@@ -213,6 +259,8 @@ def compare(old: Side | None, new: Side | None) -> ModelDiff:
         hyperparameters=facts["hyperparameters"],
         metrics=facts["metrics"],
         data=facts["data"],
+        warnings=tuple(_warnings(tensors)),
+        exact=exact,
     )
 
 
@@ -233,12 +281,86 @@ def _measure(pair: Pair) -> TensorChange:
         row = old or new
         assert row is not None
         return TensorChange(row.name, None, "added" if old is None else "removed", old, new)
-    same = old.digest == new.digest and old.dtype == new.dtype
+    same = bool(old.digest) and old.digest == new.digest and old.dtype == new.dtype
     change = "unchanged" if same and old.shape == new.shape else "modified"
     if pair.how != "name":
         change = "renamed"
     old_name = old.name if old.name != new.name else None
     return TensorChange(new.name, old_name, change, old, new, estimate_rows(old, new), same)
+
+
+def _measure_values(
+    pairs: Sequence[Pair],
+    open_old: Callable[[], Reader],
+    open_new: Callable[[], Reader],
+    progress: Callable[[int], None],
+    *,
+    shared: bool,
+) -> list[TensorChange]:
+    """Measure the pairs whose digests differ on their values."""
+    from dataclasses import replace
+
+    from dvc_modelver.diff import exact
+
+    changes = [_measure(p) for p in pairs]
+    todo = [i for i, t in enumerate(changes) if t.old and t.new and not t.bytes_equal]
+    specs = [(_spec(t.old), _spec(t.new)) for t in changes if t.old and t.new and not t.bytes_equal]
+    alike = [(i, s) for i, s in zip(todo, specs, strict=True) if exact.is_measurable(*s)]
+    found = exact.measure_pairs([s for _, s in alike], open_old, open_new, shared=shared, progress=progress)
+    for (i, _), values in zip(alike, found, strict=True):
+        t = changes[i]
+        assert t.old is not None and t.new is not None
+        same = values.is_same and t.old.dtype == t.new.dtype
+        change = "unchanged" if same and t.change == "modified" and t.old.shape == t.new.shape else t.change
+        measured = values.estimate
+        changes[i] = replace(t, measured=measured, exact=values, bytes_equal=same, change=change)
+    unlike = [(i, s) for i, s in zip(todo, specs, strict=True) if s[0].shape != s[1].shape]
+    if unlike:
+        with open_old() as old, open_new() as new:
+            for i, (a, b) in unlike:
+                changes[i] = replace(changes[i], note=_shape_note(exact, old, a, new, b))
+    return changes
+
+
+def _spec(row: TensorRow) -> TensorSpec:
+    return TensorSpec(row.name, row.dtype, row.shape)
+
+
+def _shape_note(exact: Any, old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> str:
+    """Say what a tensor of another shape has in common with the old one."""
+    turned = exact.measure_transposed(old, a, new, b)
+    if turned is not None and turned.estimate.relative_l2 is not None and turned.estimate.relative_l2 < 1:
+        return f"transposed, relative L2 {turned.estimate.relative_l2:.3g}"
+    rows = exact.measure_rows(old, a, new, b) if a.numel != b.numel else None
+    if rows is None:
+        return ""
+    common = f"the first {min(a.shape[0], b.shape[0]):,} rows"
+    if rows.is_same:
+        return f"{common} are the same"
+    l2 = rows.estimate.relative_l2
+    return f"{common} moved, relative L2 {l2:.3g}" if l2 is not None else ""
+
+
+def unravel(index: int, shape: Sequence[int]) -> list[int]:
+    """Give the position of a flat index in C order."""
+    at = []
+    for axis in reversed(shape):
+        index, here = divmod(index, axis)
+        at.append(here)
+    return at[::-1]
+
+
+def _warnings(tensors: Sequence[TensorChange]) -> Iterator[str]:
+    for t in tensors:
+        old, new = t.old, t.new
+        if new is None or not t.is_moved:
+            continue
+        before = old.nonfinite or 0 if old is not None else 0
+        bad = max(new.nonfinite or 0, t.exact.nonfinite if t.exact else 0)
+        if bad > before:
+            yield f"{t.name}: {bad:,} values are NaN or infinite{f', {before:,} were' if before else ''}"
+        if new.numel > 1 and new.zeros == new.numel and old is not None and old.zeros != old.numel:
+            yield f"{t.name}: all values are zero now"
 
 
 def _is_comparable(t: TensorChange) -> bool:

@@ -53,7 +53,7 @@ def _by_digest(left: Iterable[TensorRow], right: Iterable[TensorRow]) -> list[Pa
     found = []
     for row in right:
         same = waiting.get((row.digest, row.numel))
-        if same and row.numel:
+        if same and row.numel and row.digest:
             found.append(Pair(same.pop(0), row, "digest"))
     return found
 

@@ -122,7 +122,7 @@ def estimate_rows(old: TensorRow, new: TensorRow, where: str = "tensor table") -
     Raises:
         BadMetadataError: A sketch cannot be read; `where` is named.
     """
-    if old.digest == new.digest and old.dtype == new.dtype:
+    if old.digest and old.digest == new.digest and old.dtype == new.dtype:
         return identical(old.norm, is_finite=not old.nonfinite)
     if old.numel != new.numel or old.nonfinite or new.nonfinite or not old.sketch or not new.sketch:
         return UNDEFINED
@@ -191,6 +191,18 @@ def estimate(norm_a: float | None, sketch_a: Sketch | None, norm_b: float | None
     if not math.isfinite(squared):
         return UNDEFINED
     return Estimate(1 - away, relative, max(error, VISIBLE_L2), squared, dot, norm_a, norm_b)
+
+
+def from_norms(norm_a: float, norm_b: float, distance: float) -> Estimate:
+    """Give the comparison that exact norms and an exact distance ``|b - a|`` make: its error is 0."""
+    if not math.isfinite(norm_a + norm_b + distance) or max(norm_a, norm_b) > _MAX_NORM:
+        return UNDEFINED
+    if not norm_a or not norm_b:
+        return _against_zero(norm_a, norm_b)
+    squared = distance * distance
+    away = (squared - (norm_a - norm_b) ** 2) / (2 * norm_a * norm_b)
+    cosine = max(-1.0, min(1.0, 1 - away))
+    return Estimate(cosine, distance / norm_a, 0.0, squared, cosine * norm_a * norm_b, norm_a, norm_b)
 
 
 def combine(estimates: Iterable[Estimate]) -> Estimate:

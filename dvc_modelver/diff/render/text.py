@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dvc_modelver.diff.compare import FactChange, ModelDiff, Side, TensorChange
+from dvc_modelver.diff.compare import FactChange, ModelDiff, Side, TensorChange, unravel
 from dvc_modelver.diff.render.fold import Line, folded, unfolded
 from dvc_modelver.fingerprint.estimate import PRINTED_L2, combine
 
@@ -53,6 +53,7 @@ def render_text(
         all_tensors: One line per tensor, nothing folded or left out.
     """
     out = [_headline(change, palette, unicode), *_summary(change, unicode)]
+    out += [palette.paint("old", f"  warning: {printable(line)}") for line in change.warnings]
     out += _tensor_lines(change, width, palette, unicode=unicode, all_tensors=all_tensors)
     for title, facts in (
         ("hyper-parameters", change.hyperparameters),
@@ -156,10 +157,43 @@ def _columns(lines: Sequence[Line], width: int, palette: Palette, unicode: bool)
         text = f"  {sign} {left}  {l2:>{l2_w}}" + f"  {cosine:>{cos_w}}" * shows_cosine
         style = {"added": "new", "removed": "old"}.get(line.change, "")
         out.append(palette.paint(style, text.rstrip()))
+        out += [f"      {printable(text)}" for text in _details(line)]
         first = line.tensors[0]
         if first.old_name is not None:
             out.append(f"      was {_squeezed(printable(first.old_name), width - 10)}")
     return out
+
+
+def _details(line: Line) -> list[str]:
+    """Say what the values tell besides: how many changed, signs, the rank of the update, the largest step and where."""
+    notes = list(dict.fromkeys(t.note for t in line.tensors if t.note))
+    exact = [(t, t.exact) for t in line.tensors if t.exact is not None and t.exact.values_changed]
+    if not exact:
+        return notes
+    numel = sum(t.row.numel for t, _ in exact)
+    changed = sum(e.values_changed for _, e in exact)
+    facts = [f"{_share(changed, numel)} of the values changed"]
+    t, largest = max(exact, key=lambda pair: pair[1].max_abs or 0)
+    if largest.max_abs is not None and largest.max_abs_at is not None:
+        where = ",".join(map(str, unravel(largest.max_abs_at, t.row.shape)))
+        facts.append(
+            f"by up to {largest.max_abs:.3g} at [{where}]" if len(exact) == 1 else f"by up to {largest.max_abs:.3g}"
+        )
+    flips = sum(e.sign_flips for _, e in exact)
+    if flips:
+        facts.append(f"{_share(flips, numel)} changed sign")
+    ranks = sorted({e.rank for _, e in exact if e.rank is not None})
+    if ranks and all(e.rank is not None for _, e in exact):
+        facts.append(f"update of rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else ""))
+    return [*notes, "; ".join(facts)]
+
+
+def _share(part: int, whole: int) -> str:
+    if part == whole:
+        return "all"
+    if part < 100 or part / whole < 1e-4:
+        return f"{part:,}"
+    return f"{min(100 * part / whole, 99.9):.3g} %"
 
 
 def _shapes(line: Line) -> str:
