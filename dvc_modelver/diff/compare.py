@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dvc_modelver.diff.classify import Classified, classify
-from dvc_modelver.diff.match import Pair, match_tensors
+from dvc_modelver.diff.match import Pair, is_explained, match_tensors
 from dvc_modelver.fingerprint.estimate import UNDEFINED, Estimate, combine, estimate_rows
 from dvc_modelver.fingerprint.row import TensorRow
 from dvc_modelver.metadata import ModelMetadata, TensorTable
@@ -56,6 +56,7 @@ class TensorChange:
             changed as well; its numbers say so.
         measured: Cosine, relative L2 and distance; exact where the bytes are equal.
         bytes_equal: Whether dtypes and digests are equal.
+        by_rule: Whether its new name follows from one of the model's `renames`.
         exact: What the values say; None where only fingerprints were compared.
         note: What else was measured, for a tensor whose shape changed; empty when nothing was.
     """
@@ -67,6 +68,7 @@ class TensorChange:
     new: TensorRow | None
     measured: Estimate = UNDEFINED
     bytes_equal: bool = False
+    by_rule: bool = False
     exact: Measured | None = None
     note: str = ""
 
@@ -154,6 +156,7 @@ class ModelDiff:
         relative_l2: Likewise.
         relative_l2_error: Absolute 95 % bound of the error of `relative_l2`; 0 when it is exact.
         parameters: Numbers of elements: ``old``, ``new`` and ``changed`` (in tensors that changed or are new).
+        renames: What renamed tensors have in common, one line each.
         warnings: What training seldom means to do, one line each: values that are not finite, layers gone dead.
         exact: Whether the numbers come from the values.
     """
@@ -172,6 +175,7 @@ class ModelDiff:
     hyperparameters: tuple[FactChange, ...] = ()
     metrics: tuple[FactChange, ...] = ()
     data: tuple[FactChange, ...] = ()
+    renames: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     exact: bool = False
 
@@ -203,6 +207,7 @@ class ModelDiff:
             "hyperparameters": [f.to_dict() for f in self.hyperparameters],
             "metrics": [f.to_dict() for f in self.metrics],
             "data": [f.to_dict() for f in self.data],
+            "renames": list(self.renames),
             "warnings": list(self.warnings),
             "tensors": [t.to_dict() for t in self.tensors],
         }
@@ -231,7 +236,8 @@ def compare(
         raise ValueError("two absent sides have nothing to compare")
     old_rows = old.table.rows if old is not None and old.table is not None else ()
     new_rows = new.table.rows if new is not None and new.table is not None else ()
-    pairs = match_tensors(old_rows, new_rows)
+    matching = match_tensors(old_rows, new_rows)
+    pairs = matching.pairs
     if exact and old is not None and new is not None and old.open is not None and new.open is not None:
         shared = not (old.is_remote or new.is_remote)
         changes = _measure_values(pairs, old.open, new.open, progress, shared=shared)
@@ -260,6 +266,7 @@ def compare(
         metrics=facts["metrics"],
         data=facts["data"],
         warnings=tuple(_warnings(tensors)),
+        renames=matching.rules,
         exact=exact,
     )
 
@@ -286,7 +293,7 @@ def _measure(pair: Pair) -> TensorChange:
     if pair.how != "name":
         change = "renamed"
     old_name = old.name if old.name != new.name else None
-    return TensorChange(new.name, old_name, change, old, new, estimate_rows(old, new), same)
+    return TensorChange(new.name, old_name, change, old, new, estimate_rows(old, new), same, by_rule=is_explained(pair))
 
 
 def _measure_values(

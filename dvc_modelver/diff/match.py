@@ -1,16 +1,22 @@
-"""Pairs the tensors of two versions: by name, then by equal digest, then by sketch."""
+"""Pairs the tensors of two versions: by name, by a common rule for names, by equal digest, then by sketch."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dvc_modelver.fingerprint.estimate import RENAME_COSINE, Sketch, decode, estimate
 from dvc_modelver.fingerprint.row import TensorRow
 
-MAX_CANDIDATES = 2_000
-"""Tensors of one size that are compared pair by pair; of more, only equal digests are found."""
+MAX_COMPARISONS = 20_000
+"""Sketches are compared pair by pair at most so often; of more tensors of one size, only equal digests are found."""
+MAX_PREFIX_PARTS = 4
+MAX_RULES = 4
+
+_NUMBER = re.compile(r"\d+")
+_BREAK = re.compile(r"[./]")
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class Pair:
     """Two tensors that correspond, or one that has no counterpart.
 
     Attributes:
-        how: ``name``, ``digest`` or ``sketch``; empty for one side alone.
+        how: ``name``, ``rule``, ``digest`` or ``sketch``; empty for one side alone.
     """
 
     old: TensorRow | None
@@ -26,27 +32,114 @@ class Pair:
     how: str = ""
 
 
-def match_tensors(old: Sequence[TensorRow], new: Sequence[TensorRow]) -> list[Pair]:
+@dataclass(frozen=True)
+class Matching:
+    """All tensors of both sides, paired.
+
+    Attributes:
+        rules: What renamed tensors have in common, one line each.
+    """
+
+    pairs: tuple[Pair, ...]
+    rules: tuple[str, ...] = ()
+
+
+def match_tensors(old: Sequence[TensorRow], new: Sequence[TensorRow]) -> Matching:
     """Pair the tensors of two tables.
 
-    A name that is on both sides is a pair whatever its values; the rest is paired by equal digest and number
-    of elements, in the order of names, and then by being each other's best match by sketch.
+    A name that is on both sides is a pair, unless the values moved to another name as they were (a layer was
+    inserted, and those after it were renumbered). The rest is paired by a prefix that came, went or changed on many
+    names at once; by equal digest and number of elements; by being each other's best match by sketch; and by the order
+    of their numbers, where as many layers of the same shapes have others.
     """
     by_name = {row.name: row for row in old}
-    pairs = [Pair(by_name[row.name], row, "name") for row in new if row.name in by_name]
+    named = [Pair(by_name[row.name], row, "name") for row in new if row.name in by_name]
+    pairs = _without_shifted(named)
+    kept = {id(pair) for pair in pairs}
     names = {pair.new.name for pair in pairs if pair.new is not None}
     left = [row for row in old if row.name not in names]
     right = [row for row in new if row.name not in names]
-    for step in (_by_digest, _by_sketch):
-        found = step(left, right)
+    rules: list[str] = []
+    for step in (_by_prefix, _by_digest, _by_sketch, _by_number):
+        if not left or not right:
+            break
+        found, said = step(left, right)
         pairs += found
+        rules += said
         gone, come = {id(p.old) for p in found}, {id(p.new) for p in found}
         left = [row for row in left if id(row) not in gone]
         right = [row for row in right if id(row) not in come]
-    return pairs + [Pair(row, None) for row in left] + [Pair(None, row) for row in right]
+    again = {row.name: row for row in right}
+    for pair in named:
+        if id(pair) not in kept and pair.old in left and pair.old is not None and pair.old.name in again:
+            pairs.append(pair)
+            left.remove(pair.old)
+            right.remove(again[pair.old.name])
+    alone = [Pair(row, None) for row in left] + [Pair(None, row) for row in right]
+    return Matching((*pairs, *alone), (*rules, *_renumbered(pairs)))
 
 
-def _by_digest(left: Iterable[TensorRow], right: Iterable[TensorRow]) -> list[Pair]:
+def _without_shifted(named: list[Pair]) -> list[Pair]:
+    """Leave out the pairs whose old values stand under another name now, or whose new ones stood there."""
+    moved = [p for p in named if p.old and p.new and p.old.digest and p.old.digest != p.new.digest]
+    before = {(p.old.digest, p.old.numel) for p in moved if p.old}
+    after = {(p.new.digest, p.new.numel) for p in moved if p.new}
+    shifted = {
+        id(p) for p in moved
+        if p.old and p.new and ((p.old.digest, p.old.numel) in after or (p.new.digest, p.new.numel) in before)
+    }  # fmt: skip
+    return [p for p in named if id(p) not in shifted]
+
+
+def _by_prefix(left: Sequence[TensorRow], right: Sequence[TensorRow]) -> tuple[list[Pair], list[str]]:
+    found: list[Pair] = []
+    rules: list[str] = []
+    for _ in range(MAX_RULES):
+        gone, come = {id(p.old) for p in found}, {id(p.new) for p in found}
+        olds = [row for row in left if id(row) not in gone]
+        news = [row for row in right if id(row) not in come]
+        votes: Counter[tuple[str, str]] = Counter()
+        ends: dict[str, list[tuple[str, TensorRow]]] = defaultdict(list)
+        for row in news:
+            for prefix, rest in _splits(row.name):
+                ends[rest].append((prefix, row))
+        for row in olds:
+            for prefix, rest in _splits(row.name):
+                for other, same_end in ends.get(rest, ())[:4]:
+                    votes[prefix, other] += other != prefix and row.shape == same_end.shape
+        best = max(votes.items(), key=lambda item: (item[1], -len(item[0][0]) - len(item[0][1])), default=None)
+        if best is None or best[1] < max(2, min(len(olds), len(news)) // 4):
+            break
+        before, after = best[0]
+        there = {row.name: row for row in news}
+        step = [
+            Pair(row, there[after + row.name[len(before) :]], "rule")
+            for row in olds
+            if row.name.startswith(before) and after + row.name[len(before) :] in there
+        ]
+        found += step
+        if _NUMBER.sub("#", before) != _NUMBER.sub("#", after):
+            rules.append(_prefix_rule(before, after, len(step)))
+    return found, rules
+
+
+def _splits(name: str) -> list[tuple[str, str]]:
+    """Give (prefix, rest) of a name, the empty prefix first; a prefix ends in a separator."""
+    cuts = [0, *(m.end() for m in _BREAK.finditer(name))][: MAX_PREFIX_PARTS + 1]
+    return [(name[:cut], name[cut:]) for cut in cuts]
+
+
+def _prefix_rule(before: str, after: str, n: int) -> str:
+    if not before:
+        what = f"prefix {after!r} was added"
+    elif not after:
+        what = f"prefix {before!r} was removed"
+    else:
+        what = f"prefix {before!r} became {after!r}"
+    return f"{what} ({n} tensor{'s' * (n != 1)})"
+
+
+def _by_digest(left: Iterable[TensorRow], right: Iterable[TensorRow]) -> tuple[list[Pair], list[str]]:
     waiting: dict[tuple[str, int], list[TensorRow]] = defaultdict(list)
     for row in left:
         waiting[row.digest, row.numel].append(row)
@@ -55,20 +148,22 @@ def _by_digest(left: Iterable[TensorRow], right: Iterable[TensorRow]) -> list[Pa
         same = waiting.get((row.digest, row.numel))
         if same and row.numel and row.digest:
             found.append(Pair(same.pop(0), row, "digest"))
-    return found
+    return found, []
 
 
-def _by_sketch(left: Iterable[TensorRow], right: Iterable[TensorRow]) -> list[Pair]:
+def _by_sketch(left: Iterable[TensorRow], right: Iterable[TensorRow]) -> tuple[list[Pair], list[str]]:
     groups: dict[tuple[int, str], tuple[list[TensorRow], list[TensorRow]]] = defaultdict(lambda: ([], []))
     for side, rows in enumerate((left, right)):
         for row in rows:
             if row.sketch is not None and row.norm:
                 groups[row.numel, row.role][side].append(row)
     found = []
-    for olds, news in groups.values():
-        if olds and news and len(olds) * len(news) <= MAX_CANDIDATES**2:
+    budget = MAX_COMPARISONS
+    for olds, news in sorted(groups.values(), key=lambda group: len(group[0]) * len(group[1])):
+        budget -= len(olds) * len(news)
+        if olds and news and budget >= 0:
             found += _best_pairs(olds, news)
-    return found
+    return found, []
 
 
 def _best_pairs(olds: list[TensorRow], news: list[TensorRow]) -> list[Pair]:
@@ -87,3 +182,51 @@ def _best_pairs(olds: list[TensorRow], news: list[TensorRow]) -> list[Pair]:
 def _score(x: tuple[TensorRow, Sketch], y: tuple[TensorRow, Sketch]) -> float:
     found = estimate(x[0].norm, x[1], y[0].norm, y[1]).cosine
     return -2.0 if found is None else found
+
+
+def _by_number(left: Iterable[TensorRow], right: Iterable[TensorRow]) -> tuple[list[Pair], list[str]]:
+    groups: dict[tuple[str, tuple[int, ...]], tuple[list[TensorRow], list[TensorRow]]] = defaultdict(lambda: ([], []))
+    for side, rows in enumerate((left, right)):
+        for row in rows:
+            if _NUMBER.search(row.name):
+                groups[_NUMBER.sub("#", row.name), row.shape][side].append(row)
+    found = []
+    for olds, news in groups.values():
+        if len(olds) == len(news):
+            pairs = zip(sorted(olds, key=_numbers), sorted(news, key=_numbers), strict=True)
+            found += [Pair(a, b, "rule") for a, b in pairs]
+    return found, []
+
+
+def _numbers(row: TensorRow) -> list[int]:
+    return [int(n) for n in _NUMBER.findall(row.name)]
+
+
+def is_explained(pair: Pair) -> bool:
+    """Whether a renamed tensor's new name follows from a rule that is said once for all."""
+    if pair.old is None or pair.new is None or pair.old.name == pair.new.name:
+        return False
+    return pair.how == "rule" or _NUMBER.sub("#", pair.old.name) == _NUMBER.sub("#", pair.new.name)
+
+
+def _renumbered(pairs: Iterable[Pair]) -> list[str]:
+    """Say which renamed tensors differ in one number alone, a line for each name with that number left open."""
+    steps: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for pair in pairs:
+        if pair.old is None or pair.new is None or pair.old.name == pair.new.name:
+            continue
+        a, b = re.split(r"(\d+)", pair.old.name), re.split(r"(\d+)", pair.new.name)
+        differ = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
+        if len(a) == len(b) and len(differ) == 1 and differ[0] % 2:
+            steps["".join(a[: differ[0]]) + "#"].append((int(a[differ[0]]), int(b[differ[0]])))
+    return [f"renumbered {label}: {_moves(found)}" for label, found in steps.items()]
+
+
+def _moves(found: list[tuple[int, int]]) -> str:
+    steps = sorted(set(found))
+    count = f"({len(found)} tensor{'s' * (len(found) != 1)})"
+    first, last = steps[0], steps[-1]
+    if len(steps) > 1 and len({b - a for a, b in steps}) == 1:
+        return f"{first[0]}-{last[0]} became {first[1]}-{last[1]} {count}"
+    shown = ", ".join(f"{a} became {b}" for a, b in steps[:3])
+    return f"{shown}{', ...' if len(steps) > 3 else ''} {count}"

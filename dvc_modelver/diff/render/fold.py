@@ -54,7 +54,7 @@ def folded(changed: Iterable[TensorChange], everything: Iterable[TensorChange]) 
     stacks: dict[tuple[str, str], dict[int, dict[str, TensorChange]]] = defaultdict(lambda: defaultdict(dict))
     for t in changed:
         found = _LAYER.match(t.name)
-        if found is None or t.old_name is not None:
+        if found is None or (t.old_name is not None and not t.by_rule):
             single.append(Line(t.name, t.change, (t,)))
         else:
             stacks[found["prefix"], t.change][int(found["index"])][found["rest"]] = t

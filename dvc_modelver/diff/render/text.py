@@ -53,6 +53,7 @@ def render_text(
         all_tensors: One line per tensor, nothing folded or left out.
     """
     out = [_headline(change, palette, unicode), *_summary(change, unicode)]
+    out += [f"  {printable(line)}" for line in change.renames]
     out += [palette.paint("old", f"  warning: {printable(line)}") for line in change.warnings]
     out += _tensor_lines(change, width, palette, unicode=unicode, all_tensors=all_tensors)
     for title, facts in (
@@ -116,8 +117,10 @@ def _error(change: ModelDiff, unicode: bool) -> str:
 def _tensor_lines(change: ModelDiff, width: int, palette: Palette, *, unicode: bool, all_tensors: bool) -> list[str]:
     if change.kind in ("added", "removed", "identical") and not all_tensors:
         return []
-    changed = [t for t in change.tensors if t.change != "unchanged" and t.is_parameter]
-    same = [t for t in change.tensors if t.change == "unchanged" and t.is_parameter]
+    own = [t for t in change.tensors if t.is_parameter]
+    changed = [t for t in own if t.change != "unchanged" and (t.is_moved or not t.by_rule)]
+    renamed = sum(t.by_rule and not t.is_moved for t in own)
+    same = [t for t in own if t.change == "unchanged"]
     state = [t for t in change.tensors if not t.is_parameter]
     lines = unfolded(change.tensors) if all_tensors else folded(changed, change.tensors)
     shown = lines if all_tensors else lines[:MAX_LINES]
@@ -125,6 +128,8 @@ def _tensor_lines(change: ModelDiff, width: int, palette: Palette, *, unicode: b
     if len(lines) > len(shown):
         out.append(f"    and {len(lines) - len(shown)} more lines (modelver diff --all-tensors)")
     if not all_tensors:
+        if renamed:
+            out.append(f"  > {_plural(renamed, 'tensor')} only renamed")
         if same:
             out.append(
                 f"  = {_plural(len(same), 'tensor')} unchanged"
@@ -159,7 +164,7 @@ def _columns(lines: Sequence[Line], width: int, palette: Palette, unicode: bool)
         out.append(palette.paint(style, text.rstrip()))
         out += [f"      {printable(text)}" for text in _details(line)]
         first = line.tensors[0]
-        if first.old_name is not None:
+        if first.old_name is not None and not first.by_rule:
             out.append(f"      was {_squeezed(printable(first.old_name), width - 10)}")
     return out
 

@@ -1,0 +1,108 @@
+"""Renamed tensors: prefixes that come and go, renumbered layers, inserted ones, and what must not be paired."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dvc_modelver.diff.render.text import render_text
+from tests.diff.test_compare import Weights, base, compared, moved
+
+
+def renamed(rule: Callable[[str], str], weights: Weights) -> Weights:
+    return {rule(name): w for name, w in weights.items()}
+
+
+def shifted(at: int, by: int) -> Callable[[str], str]:
+    """Renumber the layers from `at` on."""
+
+    def rule(name: str) -> str:
+        found = re.match(r"layers\.(\d+)(\..*)", name)
+        if not found or int(found[1]) < at:
+            return name
+        return f"layers.{int(found[1]) + by}{found[2]}"
+
+    return rule
+
+
+@pytest.mark.parametrize("prefix", ["bert.", "module.", "model.decoder.", "student/"])
+@pytest.mark.parametrize("relative", [0, 0.01, 30])
+def test_a_prefix_is_recognised_whatever_the_values(tmp_path: Path, prefix: str, relative: float) -> None:
+    old, new = base(), moved(base(), relative) if relative else base()
+    came = compared(tmp_path, old, renamed(lambda n: prefix + n, new))
+    went = compared(tmp_path, renamed(lambda n: prefix + n, old), new)
+    assert came.renames == (f"prefix '{prefix}' was added ({len(old)} tensors)",)
+    assert went.renames == (f"prefix '{prefix}' was removed ({len(old)} tensors)",)
+    for change in (came, went):
+        assert {t.change for t in change.tensors} == {"renamed"}
+        assert change.kind == {0: "conversion", 0.01: "fine-tune", 30: "retrained"}[relative]
+        assert "was " not in render_text(change).replace("was added", "").replace("was removed", "")
+
+
+def test_a_prefix_that_became_another(tmp_path: Path) -> None:
+    old = renamed(lambda n: f"bert.{n}", base())
+    change = compared(tmp_path, old, renamed(lambda n: f"roberta.encoder.{n}", moved(base(), 0.01)))
+    assert change.renames == (f"prefix 'bert.' became 'roberta.encoder.' ({len(old)} tensors)",)
+
+
+def test_a_backbone_is_found_in_a_model_with_a_new_head(tmp_path: Path) -> None:
+    new = renamed(lambda n: f"backbone.{n}", {k: w for k, w in base().items() if k != "head.weight"})
+    change = compared(tmp_path, base(), new | {"classifier.weight": np.ones((3, 64), np.float32)})
+    kinds = [t.change for t in change.tensors]
+    assert (kinds.count("renamed"), kinds.count("added"), kinds.count("removed")) == (len(new), 1, 1)
+
+
+def test_keras_numbers_are_matched_in_their_order(tmp_path: Path) -> None:
+    def kernels(first: int, seed: int) -> Weights:
+        rng = np.random.default_rng(seed)
+        return {f"conv1d_{first + i}/kernel": rng.standard_normal((3, 4 + i), dtype=np.float32) for i in range(5)}
+
+    change = compared(tmp_path, kernels(140, 1), kernels(476, 2))
+    assert change.renames == ("renumbered conv1d_#: 140-144 became 476-480 (5 tensors)",)
+    assert {t.name: t.old_name for t in change.tensors}["conv1d_478/kernel"] == "conv1d_142/kernel"
+    assert change.kind == "retrained"
+
+
+def test_an_inserted_layer_renumbers_the_rest(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    old = {k: w + rng.standard_normal(w.shape, dtype=np.float32) for k, w in base().items()}
+    layer = {k.replace("layers.0", "layers.5"): rng.standard_normal(w.shape, dtype=np.float32)
+             for k, w in old.items() if k.startswith("layers.0.")}  # fmt: skip
+    change = compared(tmp_path, old, renamed(shifted(5, 1), old) | layer)
+    assert change.renames == ("renumbered layers.#: 5-11 became 6-12 (21 tensors)",)
+    assert sorted(t.name for t in change.tensors if t.change == "added") == sorted(layer)
+    assert change.kind == "architecture"
+    assert change.relative_l2 == 0
+
+
+def test_a_removed_layer_renumbers_the_rest(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    old = {k: w + rng.standard_normal(w.shape, dtype=np.float32) for k, w in base().items()}
+    kept = {k: w for k, w in old.items() if not k.startswith("layers.3.")}
+    change = compared(tmp_path, old, renamed(shifted(4, -1), kept))
+    assert change.renames == ("renumbered layers.#: 4-11 became 3-10 (24 tensors)",)
+    assert sorted(t.name for t in change.tensors if t.change == "removed") == [
+        f"layers.3.{part}" for part in ("attn.q.weight", "mlp.weight", "norm.weight")
+    ]
+
+
+def test_other_tensors_of_one_shape_are_not_paired(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    change = compared(
+        tmp_path,
+        {"alpha": rng.standard_normal((40, 40), dtype=np.float32)},
+        {"beta": rng.standard_normal((40, 40), dtype=np.float32)},
+    )
+    assert sorted(t.change for t in change.tensors) == ["added", "removed"]
+
+
+def test_swapped_tensors_are_followed_by_their_values(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    a, b = (rng.standard_normal((20, 20), dtype=np.float32) for _ in "ab")
+    change = compared(tmp_path, {"left": a, "right": b}, {"left": b, "right": a})
+    assert {t.name: t.old_name for t in change.tensors} == {"left": "right", "right": "left"}
+    assert change.relative_l2 == 0
