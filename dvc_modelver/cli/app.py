@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards
+from dvc_modelver.cli import cards, reports
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
@@ -305,17 +305,15 @@ def diff(
         float | None, typer.Option(help="Exit 1 when a cosine similarity is below this.", min=-1, max=1)
     ] = None,
     all_tensors: Annotated[bool, typer.Option("--all-tensors", help="One line per tensor, nothing folded.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the HTML report in the browser.")] = False,
     json: JsonFlag = False,
 ) -> int:
     """Show which layers changed and by how much, with hyper-parameters, metrics and data."""
-    old, new, chosen = cards.split_diff_arguments(old, new, paths or [])
+    old, new, chosen = reports.split_diff_arguments(old, new, paths or [])
     found = api.diff(old, new, *chosen, cached=cached, exact=exact)
-    if json or fmt is Format.JSON:
-        emit(cards.diff_document(found), output)
-    else:
-        emit(cards.diff_text(found, all_tensors=all_tensors, color=output is None), output)
-    below = min_similarity is not None and any(cards.is_below(d, min_similarity) for d in found)
-    differ = exit_code and any(not cards.is_same(d) for d in found)
+    reports.emit_diff(found, Format.JSON if json else fmt, output, all_tensors=all_tensors, opening=open_)
+    below = min_similarity is not None and any(reports.is_below(d, min_similarity) for d in found)
+    differ = exit_code and any(not reports.is_same(d) for d in found)
     return int(below or differ)
 
 
@@ -341,12 +339,21 @@ def log(
     name: Annotated[str, typer.Argument(help="Model, by name or path.")],
     everywhere: Annotated[bool, typer.Option("--all", help="Versions of all branches and tags.")] = False,
     limit: Annotated[int | None, typer.Option("-n", help="At most so many, newest first.", min=1)] = None,
+    fmt: FormatOption = Format.TEXT,
+    open_: Annotated[bool, typer.Option("--open", help="Open the HTML page in the browser.")] = False,
     output: OutputFile = None,
     json: JsonFlag = False,
 ) -> None:
-    """List the versions of a model, newest first."""
+    """List the versions of a model, newest first; as HTML, with charts of metrics and similarity."""
     found = api.log(name, everywhere=everywhere)[:limit]
-    emit_json(cards.log_document(found), output) if json else emit_lines(cards.log_lines(found), output)
+    if json or fmt is Format.JSON:
+        emit_json(cards.log_document(found), output)
+    elif fmt is Format.HTML or open_:
+        reports.emit_page(reports.history_page(name, found), output, opening=open_)
+    elif fmt is Format.MARKDOWN:
+        raise UsageError("log: has no Markdown format, expected text, json or html", hint=f"modelver log {name}")
+    else:
+        emit_lines(cards.log_lines(found), output)
 
 
 @app.command("list")

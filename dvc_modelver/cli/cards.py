@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +14,7 @@ from dvc_modelver.api.setup import Finding, Step, hidden_models, unadopted
 from dvc_modelver.api.transfer import Pulled
 from dvc_modelver.api.versions import RolledBack
 from dvc_modelver.checks import Problem
-from dvc_modelver.cli.output import render_table, wants_color
-from dvc_modelver.diff.compare import ModelDiff
-from dvc_modelver.diff.render.json import render_json
-from dvc_modelver.diff.render.text import PLAIN, Palette, render_text
+from dvc_modelver.cli.output import render_table
 from dvc_modelver.errors import ModelverError
 from dvc_modelver.metadata import ModelMetadata, TensorTable
 from dvc_modelver.progress import human_bytes
@@ -170,60 +164,6 @@ def rollback_lines(done: RolledBack) -> list[str]:
 
 
 # diff
-
-
-def split_diff_arguments(
-    old: str | None, new: str | None, paths: Sequence[str]
-) -> tuple[str | None, str | None, list[str]]:
-    """Tell revisions from paths, as git diff does: after ``--``, and where an argument is a tracked file."""
-    rest = list(paths)
-    if "--" in sys.argv:
-        after = sys.argv[sys.argv.index("--") + 1 :]
-        before = [a for a in (old, new, *rest) if a is not None]
-        before = before[: len(before) - len(after)] if after else before
-        return (before[0] if before else None), (before[1] if len(before) > 1 else None), after
-    if new is None and old is not None and _is_path(old):
-        return None, None, [old]
-    if new is not None and old is not None and _is_path(new) and not _is_path(old):
-        return old, None, [new, *rest]
-    return old, new, rest
-
-
-def _is_path(text: str) -> bool:
-    """Whether an argument is a path of the work tree and no revision."""
-    if not Path(text).exists():
-        return False
-    done = subprocess.run(
-        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}"],
-        capture_output=True, check=False,
-    )  # fmt: skip
-    return done.returncode != 0
-
-
-def diff_document(found: Sequence[ModelDiff]) -> str:
-    """Give the JSON document of diff (schema ``modelver.diff/1``)."""
-    return render_json(found)
-
-
-def diff_text(found: Sequence[ModelDiff], *, all_tensors: bool, color: bool) -> str:
-    """Give the report of diff for the terminal at hand."""
-    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    palette = Palette() if color and wants_color() else PLAIN
-    parts = [render_text(d, width=width, palette=palette, unicode=unicode, all_tensors=all_tensors) for d in found]
-    return "\n".join(parts)
-
-
-def is_same(change: ModelDiff) -> bool:
-    """Whether two sides have the same bytes and facts."""
-    return change.kind == "identical" and not (change.hyperparameters or change.metrics or change.data)
-
-
-def is_below(change: ModelDiff, limit: float) -> bool:
-    """Whether a model is less similar than `limit`; an undefined similarity counts as below."""
-    if change.kind == "identical" or change.bytes_equal:
-        return False
-    return change.cosine is None or change.cosine < limit
 
 
 # show

@@ -24,6 +24,8 @@ class Format(StrEnum):
 
     TEXT = "text"
     JSON = "json"
+    MARKDOWN = "markdown"
+    HTML = "html"
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How the result is written.")]

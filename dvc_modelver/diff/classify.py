@@ -59,7 +59,7 @@ def classify(tensors: Sequence[TensorChange], cosine: float | None, *, same_cont
         parts = [
             f"{n} {word}" for n, word in ((added, "added"), (removed, "removed"), (reshaped, "of another shape")) if n
         ]
-        return Classified("architecture", f"tensors {', '.join(parts)}")
+        return Classified("architecture", f"tensors: {', '.join(parts)}")
     if not moved:
         if same_container and not renamed:
             return Classified(
@@ -86,7 +86,7 @@ def classify(tensors: Sequence[TensorChange], cosine: float | None, *, same_cont
 
 
 def _counted(moved: Sequence[TensorChange], own: Sequence[TensorChange]) -> str:
-    return f"all {len(own)} tensors" if len(moved) == len(own) else f"{len(moved)} of {len(own)} tensors"
+    return f"all {len(own):,} tensors" if len(moved) == len(own) else f"{len(moved):,} of {len(own):,} tensors"
 
 
 def _is_cast(t: TensorChange) -> bool:

@@ -14,6 +14,8 @@ MAX_COMPARISONS = 20_000
 """Sketches are compared pair by pair at most so often; of more tensors of one size, only equal digests are found."""
 MAX_PREFIX_PARTS = 4
 MAX_RULES = 4
+MIN_SHIFTED = 64
+"""A tensor with fewer elements may well have the values of another by chance: counters, constants."""
 
 _NUMBER = re.compile(r"\d+")
 _BREAK = re.compile(r"[./]")
@@ -81,12 +83,14 @@ def match_tensors(old: Sequence[TensorRow], new: Sequence[TensorRow]) -> Matchin
 
 def _without_shifted(named: list[Pair]) -> list[Pair]:
     """Leave out the pairs whose old values stand under another name now, or whose new ones stood there."""
-    moved = [p for p in named if p.old and p.new and p.old.digest and p.old.digest != p.new.digest]
-    before = {(p.old.digest, p.old.numel) for p in moved if p.old}
-    after = {(p.new.digest, p.new.numel) for p in moved if p.new}
+    moved = [(p, p.old, p.new) for p in named if p.old and p.new and p.old.digest != p.new.digest]
+    large = [(p, a, b) for p, a, b in moved if a.digest and b.digest and min(a.numel, b.numel) >= MIN_SHIFTED]
+    before = Counter((a.digest, a.numel) for _, a, _ in large)
+    after = Counter((b.digest, b.numel) for _, _, b in large)
     shifted = {
-        id(p) for p in moved
-        if p.old and p.new and ((p.old.digest, p.old.numel) in after or (p.new.digest, p.new.numel) in before)
+        id(p) for p, a, b in large
+        if after[a.digest, a.numel] == before[a.digest, a.numel] == 1
+        or before[b.digest, b.numel] == after[b.digest, b.numel] == 1
     }  # fmt: skip
     return [p for p in named if id(p) not in shifted]
 

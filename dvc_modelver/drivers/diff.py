@@ -10,7 +10,8 @@ import shutil
 import sys
 
 from dvc_modelver.diff.compare import compare
-from dvc_modelver.diff.render.text import PLAIN, Palette, printable, render_text
+from dvc_modelver.diff.render.cells import printable
+from dvc_modelver.diff.render.text import PLAIN, Palette, render_text
 from dvc_modelver.drivers.gitcolor import find_palette
 from dvc_modelver.drivers.sides import ABSENT, NotComparable, read_side, read_text
 

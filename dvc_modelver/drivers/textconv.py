@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from dvc_modelver.diff.render.text import printable
+from dvc_modelver.diff.render.cells import printable
 from dvc_modelver.drivers.sides import MAX_TEXT_BYTES, NotComparable, read_side
 from dvc_modelver.metadata import TABLE_SCHEMA, TABLE_SUFFIX, TensorTable
 

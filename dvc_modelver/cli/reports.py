@@ -1,0 +1,127 @@
+"""Comparisons and histories in every format: text, JSON, Markdown, HTML."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from dvc_modelver.api.inspect import LoggedVersion
+from dvc_modelver.cli.output import Format, emit, say, wants_color
+from dvc_modelver.diff.compare import ModelDiff
+from dvc_modelver.diff.render.html import render_html, render_page
+from dvc_modelver.diff.render.json import render_json
+from dvc_modelver.diff.render.markdown import render_markdown
+from dvc_modelver.diff.render.text import PLAIN, Palette, render_text
+from dvc_modelver.errors import UsageError
+
+
+def split_diff_arguments(
+    old: str | None, new: str | None, paths: Sequence[str]
+) -> tuple[str | None, str | None, list[str]]:
+    """Tell revisions from paths, as git diff does: after ``--``, and where an argument is a tracked file."""
+    rest = list(paths)
+    if "--" in sys.argv:
+        after = sys.argv[sys.argv.index("--") + 1 :]
+        before = [a for a in (old, new, *rest) if a is not None]
+        before = before[: len(before) - len(after)] if after else before
+        return (before[0] if before else None), (before[1] if len(before) > 1 else None), after
+    if new is None and old is not None and _is_path(old):
+        return None, None, [old]
+    if new is not None and old is not None and _is_path(new) and not _is_path(old):
+        return old, None, [new, *rest]
+    return old, new, rest
+
+
+def _is_path(text: str) -> bool:
+    """Whether an argument is a path of the work tree and no revision."""
+    if not Path(text).exists():
+        return False
+    done = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    return done.returncode != 0
+
+
+def diff_document(found: Sequence[ModelDiff]) -> str:
+    """Give the JSON document of diff (schema ``modelver.diff/1``)."""
+    return render_json(found)
+
+
+def diff_text(found: Sequence[ModelDiff], *, all_tensors: bool, color: bool) -> str:
+    """Give the report of diff for the terminal at hand."""
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    palette = Palette() if color and wants_color() else PLAIN
+    parts = [render_text(d, width=width, palette=palette, unicode=unicode, all_tensors=all_tensors) for d in found]
+    return "\n".join(parts)
+
+
+def emit_diff(
+    found: Sequence[ModelDiff], fmt: Format, output: Path | None, *, all_tensors: bool, opening: bool
+) -> None:
+    """Write the report of diff in a format; an HTML report that is to be opened goes into a file of its own."""
+    if opening and fmt is not Format.HTML:
+        raise UsageError("--open: only an HTML report is opened", hint="modelver diff --format html --open")
+    if fmt is Format.TEXT:
+        emit(diff_text(found, all_tensors=all_tensors, color=output is None), output)
+    elif fmt is Format.JSON:
+        emit(diff_document(found), output)
+    elif fmt is Format.MARKDOWN:
+        emit(render_markdown(found), output)
+    else:
+        emit_page(render_html(found), output, opening=opening)
+
+
+def emit_page(page: str, output: Path | None, *, opening: bool) -> None:
+    """Write a page; where it is to be opened and no file was named, into one in the temporary folder."""
+    if opening and output is None:
+        output = Path(tempfile.mkdtemp(prefix="modelver-")) / "report.html"
+    emit(page, output)
+    if opening and output is not None:
+        say(f"opening {output}")
+        webbrowser.open(output.resolve().as_uri())
+
+
+def is_same(change: ModelDiff) -> bool:
+    """Whether two sides have the same bytes and facts."""
+    return change.kind == "identical" and not (change.hyperparameters or change.metrics or change.data)
+
+
+def is_below(change: ModelDiff, limit: float) -> bool:
+    """Whether a model is less similar than `limit`; an undefined similarity counts as below."""
+    if change.kind == "identical" or change.bytes_equal:
+        return False
+    return change.cosine is None or change.cosine < limit
+
+
+def history_page(name: str, found: Sequence[LoggedVersion]) -> str:
+    """Give the page of a model's history: metrics, and the distance to the version before, over the versions."""
+    oldest_first = list(reversed(found))
+    labels = [str(item.version.number) for item in oldest_first]
+    facts = [item.version.metadata for item in oldest_first]
+    metrics = sorted({key for m in facts for key in m.training.metrics or {}})
+    charts = [
+        {
+            "title": key,
+            "points": [[at, (m.training.metrics or {}).get(key)] for at, m in zip(labels, facts, strict=True)],
+        }
+        for key in metrics
+    ]
+    for title, attribute in (
+        ("Relative L2 to the version before", "relative_l2"),
+        ("Cosine similarity to the version before", "cosine"),
+    ):
+        points = [[at, getattr(m.change, attribute, None)] for at, m in zip(labels, facts, strict=True)]
+        charts.append({"title": title, "points": points})
+    rows = [["version", "md5", "date", "change", "tags", "commit"]]
+    for item in found:
+        v = item.version
+        kind = v.metadata.change.kind if v.metadata.change else v.metadata.version.update
+        rows.append([str(v.number), v.metadata.md5[:8], v.date[:10], kind, " ".join(item.tags), v.subject])
+    return render_page(f"{name}: versions", {"charts": charts, "rows": rows})
