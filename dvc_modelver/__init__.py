@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import rm as rm
     from dvc_modelver.api import rollback as rollback
     from dvc_modelver.api import show as show
+    from dvc_modelver.api import similar as similar
     from dvc_modelver.api import status as status
     from dvc_modelver.api import tag as tag
     from dvc_modelver.api import uninstall as uninstall
@@ -57,6 +58,7 @@ _VERBS = frozenset(
         "rm",
         "rollback",
         "show",
+        "similar",
         "status",
         "tag",
         "uninstall",

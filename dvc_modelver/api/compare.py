@@ -113,7 +113,7 @@ def compare_files(old: Path, new: Path, *, exact: bool = False) -> ModelDiff:
         BadModelError: One of them breaks its format's rules, or no reader knows it.
     """
     if not exact:
-        return compare(_file_side(str(old)), _file_side(str(new)))
+        return compare(file_side(str(old)), file_side(str(new)))
     with ProgressLine(f"comparing {new}", old.stat().st_size + new.stat().st_size) as progress:
         found = compare(*_header_sides(old, new), exact=True, progress=progress)
     if found.tensors_changed or not filecmp.cmp(old, new, shallow=False):
@@ -176,9 +176,9 @@ def _version_sides(repo: Repository, old: str | None, new: str | None) -> tuple[
     if first is None and second is not None:
         first = Selected(second.model, second.metadata, "", "")
     assert first is not None
-    old_side = _selected_side(repo, first)
+    old_side = selected_side(repo, first)
     if second is not None:
-        return old_side, _selected_side(repo, second)
+        return old_side, selected_side(repo, second)
     model = find_known(repo, first.model.name)
     return old_side, _side_of(repo, repo.work_tree, model)
 
@@ -194,7 +194,8 @@ def _select_side(repo: Repository, text: str, like: Selected | None = None) -> S
     return select(repo, text)
 
 
-def _selected_side(repo: Repository, chosen: Selected) -> Side:
+def selected_side(repo: Repository, chosen: Selected) -> Side:
+    """Give a version as one side of a comparison."""
     view: View = CommitView(chosen.commit, repo.objects) if chosen.commit else repo.work_tree
     model = replace(chosen.model, metadata=chosen.metadata)
     return Side(
@@ -275,7 +276,12 @@ def _contents_side(repo: Repository, model: TrackedModel, contents: Contents) ->
     return Side(model.path, "work tree", contents.table, metadata, contents.hashes.md5, contents.format)
 
 
-def _file_side(given: str) -> Side:
+def file_side(given: str) -> Side:
+    """Give a model file as one side of a comparison.
+
+    Raises:
+        UsageError: It breaks its format's rules.
+    """
     contents = read_contents(Path(given), given)
     if contents.warning:
         raise UsageError(contents.warning)

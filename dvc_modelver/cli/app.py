@@ -318,6 +318,18 @@ def diff(
 
 
 @app.command()
+def similar(
+    reference: Annotated[str, typer.Argument(metavar="NAME[@V]|FILE", help="A model, a version, or any model file.")],
+    limit: Annotated[int, typer.Option("-n", help="At most so many.", min=1)] = 10,
+    output: OutputFile = None,
+    json: JsonFlag = False,
+) -> None:
+    """Rank the versions of all models by their distance to one: the nearest is likely what it was made from."""
+    found = api.similar(reference, limit=limit)
+    emit_json(reports.similar_document(found), output) if json else emit_lines(reports.similar_lines(found), output)
+
+
+@app.command()
 def show(
     reference: Annotated[
         str, typer.Argument(metavar="NAME[@V]|FILE", help="A model, one of its versions, or any model file.")

@@ -9,10 +9,13 @@ import tempfile
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dvc_modelver.api.inspect import LoggedVersion
-from dvc_modelver.cli.output import Format, emit, say, wants_color
+from dvc_modelver.api.nearest import Ranked
+from dvc_modelver.cli.output import Format, emit, render_table, say, wants_color
 from dvc_modelver.diff.compare import ModelDiff
+from dvc_modelver.diff.render.cells import cosine_text, l2_text
 from dvc_modelver.diff.render.html import render_html, render_page
 from dvc_modelver.diff.render.json import render_json
 from dvc_modelver.diff.render.markdown import render_markdown
@@ -125,3 +128,32 @@ def history_page(name: str, found: Sequence[LoggedVersion]) -> str:
         kind = v.metadata.change.kind if v.metadata.change else v.metadata.version.update
         rows.append([str(v.number), v.metadata.md5[:8], v.date[:10], kind, " ".join(item.tags), v.subject])
     return render_page(f"{name}: versions", {"charts": charts, "rows": rows})
+
+
+def similar_document(found: Sequence[Ranked]) -> dict[str, Any]:
+    """Give the document of similar."""
+    return {
+        "versions": [
+            {"name": r.name, "number": r.number, "md5": r.md5, "commit": r.commit, "distance": r.distance,
+             "distance_error": r.error, "cosine": r.change.cosine, "kind": r.change.kind}
+            for r in found
+        ]
+    }  # fmt: skip
+
+
+def similar_lines(found: Sequence[Ranked]) -> list[str]:
+    """Give one line per version, the nearest first."""
+    if not found:
+        return ["no other version to compare with"]
+    rows = [
+        [
+            "-" if r.distance is None else l2_text(r.distance, differs=not r.change.bytes_equal),
+            "-" if r.change.cosine is None else cosine_text(r.change.cosine),
+            f"{r.name}@{r.number}",
+            r.md5[:8],
+            r.change.kind,
+            r.subject,
+        ]
+        for r in found
+    ]
+    return render_table(["distance", "cosine", "version", "md5", "to it", "commit"], rows, right=(0, 1))

@@ -24,6 +24,8 @@ RETRAINED_COSINE = 0.5
 """Below this the weights point elsewhere; between releases trained anew it is near 0."""
 UNCHANGED_SHARE = 0.05
 """A larger share of untouched parameters is a partial change; constants and buffers stay below it."""
+SPARSE_SHARE = 0.2
+"""Where fewer of the values changed, the share is said."""
 SCALED_ONE_MINUS_COSINE = 1e-10
 
 _HEAD = re.compile(
@@ -77,12 +79,27 @@ def classify(tensors: Sequence[TensorChange], cosine: float | None, *, same_cont
     total = sum(t.row.numel for t in own if is_float(t.row.dtype))
     share = sum(t.row.numel for t in still) / total if total else 0.0
     if still and len(moved) * 2 <= len(own) and _is_head(moved, own):
-        return Classified("head", f"only the last layers moved: {_counted(moved, own)}")
+        return Classified("head", f"only the last layers moved: {_counted(moved, own)}{_values(moved)}")
     if share > UNCHANGED_SHARE:
-        return Classified("partial", f"{_counted(moved, own)} moved, {share:.0%} of the parameters did not")
+        what = f"{_counted(moved, own)} moved, {share:.0%} of the parameters did not"
+        return Classified("partial", what + _values(moved))
     if cosine is not None and cosine < RETRAINED_COSINE:
         return Classified("retrained", f"same architecture, cosine {cosine:.3f}; {_counted(moved, own)} moved")
-    return Classified("fine-tune", f"{_counted(moved, own)} moved")
+    return Classified("fine-tune", f"{_counted(moved, own)} moved{_values(moved)}")
+
+
+def _values(moved: Sequence[TensorChange]) -> str:
+    """Say what only the values tell: updates of low rank, and how sparse the change is."""
+    exact = [(t.exact, t.row.numel) for t in moved if t.exact is not None]
+    if len(exact) < len(moved) or not exact:
+        return ""
+    ranks = [e.rank for e, _ in exact if e.rank is not None]
+    changed, numel = sum(e.values_changed for e, _ in exact), sum(n for _, n in exact)
+    if len(ranks) == len(exact):
+        return f", by updates of rank {min(ranks)}" + (f" to {max(ranks)}" if max(ranks) > min(ranks) else "")
+    if numel and changed / numel < SPARSE_SHARE:
+        return f"; {100 * changed / numel:.2g} % of their values changed"
+    return ""
 
 
 def _counted(moved: Sequence[TensorChange], own: Sequence[TensorChange]) -> str:

@@ -341,6 +341,10 @@ def _shape_note(exact: Any, old: Reader, a: TensorSpec, new: Reader, b: TensorSp
     rows = exact.measure_rows(old, a, new, b) if a.numel != b.numel else None
     if rows is None:
         return ""
+    shared = exact.match_rows(old, a, new, b)
+    if shared is not None and shared.same > min(a.shape[0], b.shape[0]) // 2:
+        parts = [f"{n:,} rows {word}" for n, word in ((shared.removed, "removed"), (shared.added, "added")) if n]
+        return f"{', '.join(parts)}; the other {shared.same:,} are the same"
     common = f"the first {min(a.shape[0], b.shape[0]):,} rows"
     if rows.is_same:
         return f"{common} are the same"

@@ -6,9 +6,11 @@ the float64 result, relative (tests/numerics/test_exact.py).
 
 from __future__ import annotations
 
+import hashlib
 import math
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +30,8 @@ SUM = 1 << 14
 """Elements whose squares are added up in their own type."""
 SPLIT_BYTES = 256 << 20
 """More than this on both sides together is shared out to two processes."""
+MAX_ROWS = 2_000_000
+"""Rows that are told apart one by one; each takes about 100 bytes of memory."""
 MAX_RANK = 48
 """Updates of a higher rank are not called low rank."""
 
@@ -150,6 +154,45 @@ def measure_rows(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> Meas
     for x, y in _blocks(old, a, new, b, lambda _n: None, numel):
         sums.add(x, y)
     return sums.finish()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of two tensors, told apart by their bytes, in whatever order.
+
+    Attributes:
+        same: Rows that both have.
+        removed: Rows of the old tensor alone.
+        added: Rows of the new tensor alone.
+    """
+
+    same: int
+    removed: int
+    added: int
+
+
+def match_rows(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> Rows | None:
+    """Count the rows that two tensors share: a vocabulary that was trimmed anywhere, not only at its end.
+
+    Returns:
+        None where the rows are not of one shape and dtype, or are too many.
+    """
+    if a.dtype != b.dtype or a.shape[1:] != b.shape[1:] or max(a.shape[0], b.shape[0]) > MAX_ROWS:
+        return None
+    first, second = _row_digests(old, a), _row_digests(new, b)
+    same = sum((first & second).values())
+    return Rows(same, a.shape[0] - same, b.shape[0] - same)
+
+
+def _row_digests(reader: Reader, spec: TensorSpec) -> Counter[bytes]:
+    n_bytes = spec.nbytes // spec.shape[0]
+    found: Counter[bytes] = Counter()
+    if not n_bytes:
+        return found
+    for buffer in reader.iter_buffers(spec, n_bytes * max(1, (1 << 20) // n_bytes)):
+        for i in range(0, len(buffer), n_bytes):
+            found[hashlib.blake2b(buffer[i : i + n_bytes], digest_size=16).digest()] += 1
+    return found
 
 
 def measure_transposed(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> Measured | None:

@@ -146,7 +146,7 @@ def test_transposed_and_trimmed_tensors_say_what_is_common(tmp_path: Path) -> No
     )
     notes = {t.name: t.note for t in change.tensors}
     assert notes["dense"] == "transposed, relative L2 0"
-    assert notes["embed"] == "the first 450 rows are the same"
+    assert notes["embed"] == "50 rows removed; the other 450 are the same"
     assert notes["vocab"] == "the first 450 rows moved, relative L2 0.5"
     assert change.kind == "architecture"
 

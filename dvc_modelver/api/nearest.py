@@ -1,0 +1,124 @@
+"""similar: which version, of any model, is nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvc_modelver.api.compare import file_side, selected_side
+from dvc_modelver.api.select import select
+from dvc_modelver.diff.compare import ModelDiff, Side, TensorChange, compare
+from dvc_modelver.errors import BadMetadataError, UsageError
+from dvc_modelver.fingerprint.estimate import Estimate, combine, one_sided
+from dvc_modelver.metadata import TensorTable, table_path
+from dvc_modelver.registry.history import Version, iter_versions
+from dvc_modelver.repository import Repository, View
+from dvc_modelver.tensors import is_float
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One version and how far the model asked about is from it.
+
+    Attributes:
+        distance: Relative L2 of all parameters, where a tensor that only one side has counts with its whole norm;
+            None where it is undefined.
+        error: What `distance` may be off by, in 95 of 100 cases.
+        change: The comparison, from this version to the model asked about.
+        commit: A commit that has the version.
+    """
+
+    name: str
+    number: int
+    md5: str
+    distance: float | None
+    error: float | None
+    change: ModelDiff
+    commit: str
+    subject: str
+
+
+def similar(reference: str, *, limit: int | None = None, folder: Path | None = None) -> list[Ranked]:
+    """Rank all versions of all models by their distance to a model; the nearest is likely what it was made from.
+
+    Args:
+        reference: ``NAME``, ``NAME@V``, ``NAME#STAGE``, or a model file that need not be tracked.
+        limit: At most so many.
+        folder: Anywhere in the work tree.
+
+    Returns:
+        The nearest first; the version asked about itself is left out, other versions with its bytes are not.
+
+    Raises:
+        NotFoundError: No such model or version.
+        UsageError: No reader knows the model's format.
+    """
+    repo = Repository.open(folder)
+    wanted, itself = _wanted(repo, reference)
+    if wanted.table is None:
+        raise UsageError(f"{reference}: opaque, so nothing is known of its tensors", hint="modelver show " + reference)
+    found = []
+    for name, version in _all_versions(repo):
+        if (name, version.metadata.md5) == itself:
+            continue
+        side = _side(repo, version)
+        if side.table is not None:
+            found.append(_rank(name, version, compare(side, wanted)))
+    found.sort(key=lambda r: (r.distance is None, r.distance, -r.number))
+    return found[:limit]
+
+
+def _wanted(repo: Repository, reference: str) -> tuple[Side, tuple[str, str]]:
+    inside = repo.repo_path(reference)
+    tracked = {m.path for m in repo.models(repo.work_tree)}
+    if Path(reference).is_file() and inside not in tracked:
+        return file_side(reference), ("", "")
+    chosen = select(repo, reference)
+    return selected_side(repo, chosen), (chosen.model.name, chosen.metadata.md5)
+
+
+def _all_versions(repo: Repository) -> Iterator[tuple[str, Version]]:
+    views: list[View] = [repo.work_tree, *([repo.at("HEAD")] if repo.head else [])]
+    models = {m.path: m.name for view in views for m in repo.models(view)}
+    seen = set()
+    for path, name in models.items():
+        for version in iter_versions(repo.git, repo.objects, path, "--all") if repo.head else ():
+            if (name, version.metadata.md5) not in seen:
+                seen.add((name, version.metadata.md5))
+                yield name, version
+
+
+def _side(repo: Repository, version: Version) -> Side:
+    text = repo.objects.read_file(version.commit, table_path(version.path))
+    try:
+        table = TensorTable.parse(text, table_path(version.path)) if text else None
+    except BadMetadataError:
+        table = None
+    if table is not None and table.md5 != version.metadata.md5:
+        table = None
+    meta = version.metadata
+    return Side(version.path, version.commit[:8], table, meta, meta.md5, meta.model.format)
+
+
+def _rank(name: str, version: Version, change: ModelDiff) -> Ranked:
+    whole = combine(_counted(t) for t in change.tensors if t.is_parameter and is_float(t.row.dtype))
+    return Ranked(
+        name=name,
+        number=version.number,
+        md5=version.metadata.md5,
+        distance=whole.relative_l2,
+        error=whole.error,
+        change=change,
+        commit=version.commit,
+        subject=version.subject,
+    )
+
+
+def _counted(t: TensorChange) -> Estimate:
+    """Give what a tensor adds to the distance of two models: one without a counterpart adds all of its norm."""
+    if t.old is None or t.new is None:
+        return one_sided(t.row.norm, is_new=t.old is None)
+    if t.old.numel == t.new.numel:
+        return t.measured
+    return combine([one_sided(t.old.norm, is_new=False), one_sided(t.new.norm, is_new=True)])

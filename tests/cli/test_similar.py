@@ -1,0 +1,54 @@
+"""similar: the nearest version of any model, by fingerprints alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tests.sandbox import Sandbox, make_weights
+
+
+def noisy(seed: int, relative: float, by: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(by)
+    return {
+        k: (w + relative * w.std() * rng.standard_normal(w.shape)).astype(np.float32)
+        for k, w in make_weights(seed).items()
+    }
+
+
+def test_the_nearest_version_of_all_models_comes_first(sandbox: Sandbox) -> None:
+    for name, seeds in {"a": (1, 2), "b": (3,)}.items():
+        for seed in seeds:
+            sandbox.train(f"{name}.safetensors", seed)
+            sandbox.git("add", ".")
+            sandbox.git("commit", "-q", "-am", f"{name} from {seed}")
+    save_file(noisy(1, 0.02, 9), sandbox.path / "found.safetensors")
+    sandbox.drop(sandbox.md5("a.safetensors"))
+    found = json.loads(sandbox.modelver("similar", "found.safetensors", "--json"))["versions"]
+    assert [(v["name"], v["number"]) for v in found[:1]] == [("a", 1)]
+    assert {v["name"] for v in found} == {"a", "b"}
+    assert abs(found[0]["distance"] - 0.02) < 0.01
+    assert found[0]["distance"] < found[1]["distance"]
+    assert found[0]["kind"] == "fine-tune"
+    out = sandbox.modelver("similar", "a@1").splitlines()
+    assert out[0].split()[0] == "distance"
+    assert "a@1" not in "\n".join(out[1:])
+
+
+def test_a_head_that_was_cut_off_counts(sandbox: Sandbox) -> None:
+    sandbox.train("full.safetensors", 1)
+    save_file({k: w for k, w in make_weights(1).items() if k != "head.weight"}, sandbox.path / "body.safetensors")
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "both")
+    found = json.loads(sandbox.modelver("similar", "body", "--json"))["versions"]
+    assert [v["name"] for v in found] == ["full"]
+    assert 0.1 < found[0]["distance"] < 1
+    assert found[0]["cosine"] == 1
+
+
+def test_nothing_to_compare_with_is_said(sandbox: Sandbox) -> None:
+    sandbox.train("only.safetensors", 1)
+    assert "no other version" in sandbox.modelver("similar", "only.safetensors")
+    assert sandbox.exit_code("similar", "nosuch") == 2
