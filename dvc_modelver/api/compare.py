@@ -39,7 +39,8 @@ def diff(
     """Compare models.
 
     Args:
-        old: A revision, ``NAME@V``, ``NAME#STAGE``, or a file; the index when not given.
+        old: A revision, ``A..B`` or ``A...B`` as in ``git diff``, ``NAME@V``, ``NAME#STAGE``, or a file; the index
+            when not given.
         new: Likewise; the work tree when not given.
         paths: Models to compare; all that differ when not given.
         cached: Compare the index with `old` (HEAD when not given) rather than the work tree.
@@ -59,8 +60,11 @@ def diff(
         return [compare_files(Path(old), Path(new), exact=exact)]
     repo = Repository.open(folder)
     if old is not None and new is None and not _is_rev(repo, old) and ".." in old:
-        old, _, new = old.partition("...") if "..." in old else old.partition("..")
+        from_base = "..." in old
+        old, _, new = old.partition("..." if from_base else "..")
         old, new = old or "HEAD", new or "HEAD"
+        if from_base:
+            old = repo.git.text("merge-base", repo.git.commit_of(old), repo.git.commit_of(new))
     wanted = [repo.inside(p) if (repo.top / repo.inside(p)).exists() else str(p) for p in paths]
     for argument in (old, new):
         if argument is not None and _names_model(repo, argument):
