@@ -277,10 +277,18 @@ def _tensor_lines(table: TensorTable | None, all_tensors: bool) -> list[str]:
         return []
     rows = table.rows if all_tensors else table.rows[:_HOW_MANY]
     cells = [
-        [r.name, r.dtype, "x".join(map(str, r.shape)) or "scalar", _stat(r.norm), _stat(r.mean), _stat(r.std)]
+        [
+            r.name,
+            r.dtype,
+            "x".join(map(str, r.shape)) or "scalar",
+            _stat(r.norm),
+            _stat(r.mean),
+            _stat(r.std),
+            f"{r.nonfinite:,} NaN or infinite" if r.nonfinite else "",
+        ]
         for r in rows
     ]
-    lines = ["", *render_table(["tensor", "dtype", "shape", "norm", "mean", "std"], cells, right=(3, 4, 5))]
+    lines = ["", *render_table(["tensor", "dtype", "shape", "norm", "mean", "std", ""], cells, right=(3, 4, 5))]
     if len(rows) < len(table.rows):
         lines.append(f"and {len(table.rows) - len(rows)} more tensors (--all-tensors lists them)")
     return lines

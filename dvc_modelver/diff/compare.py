@@ -278,7 +278,12 @@ def _kind(old: Side | None, new: Side | None, tensors: tuple[TensorChange, ...],
     if bytes_equal:
         return Classified("identical", "same bytes")
     if old.table is None or new.table is None:
-        return Classified("unknown", "bytes differ; no reader knows this format")
+        which = (
+            "both sides are"
+            if old.table is new.table
+            else ("the old side is" if old.table is None else "the new side is")
+        )
+        return Classified("unknown", f"bytes differ; {which} opaque: no reader could list the tensors")
     return classify(tensors, whole.cosine, same_container=old.format == new.format)
 
 
@@ -307,12 +312,12 @@ def _measure_values(
     """Measure the pairs whose digests differ on their values."""
     from dataclasses import replace
 
-    from dvc_modelver.diff import exact
+    from dvc_modelver.diff import blocks, exact
 
     changes = [_measure(p) for p in pairs]
     todo = [i for i, t in enumerate(changes) if t.old and t.new and not t.bytes_equal]
     specs = [(_spec(t.old), _spec(t.new)) for t in changes if t.old and t.new and not t.bytes_equal]
-    alike = [(i, s) for i, s in zip(todo, specs, strict=True) if exact.is_measurable(*s)]
+    alike = [(i, s) for i, s in zip(todo, specs, strict=True) if blocks.is_measurable(*s)]
     found = exact.measure_pairs([s for _, s in alike], open_old, open_new, shared=shared, progress=progress)
     for (i, _), values in zip(alike, found, strict=True):
         t = changes[i]
@@ -325,7 +330,7 @@ def _measure_values(
     if unlike:
         with open_old() as old, open_new() as new:
             for i, (a, b) in unlike:
-                changes[i] = replace(changes[i], note=_shape_note(exact, old, a, new, b))
+                changes[i] = replace(changes[i], note=_shape_note(old, a, new, b))
     return changes
 
 
@@ -333,15 +338,17 @@ def _spec(row: TensorRow) -> TensorSpec:
     return TensorSpec(row.name, row.dtype, row.shape)
 
 
-def _shape_note(exact: Any, old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> str:
+def _shape_note(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> str:
     """Say what a tensor of another shape has in common with the old one."""
-    turned = exact.measure_transposed(old, a, new, b)
+    from dvc_modelver.diff import reshaped
+
+    turned = reshaped.measure_transposed(old, a, new, b)
     if turned is not None and turned.estimate.relative_l2 is not None and turned.estimate.relative_l2 < 1:
         return f"transposed, relative L2 {turned.estimate.relative_l2:.3g}"
-    rows = exact.measure_rows(old, a, new, b) if a.numel != b.numel else None
+    rows = reshaped.measure_rows(old, a, new, b) if a.numel != b.numel else None
     if rows is None:
         return ""
-    shared = exact.match_rows(old, a, new, b)
+    shared = reshaped.match_rows(old, a, new, b)
     if shared is not None and shared.same > min(a.shape[0], b.shape[0]) // 2:
         parts = [f"{n:,} rows {word}" for n, word in ((shared.removed, "removed"), (shared.added, "added")) if n]
         return f"{', '.join(parts)}; the other {shared.same:,} are the same"

@@ -6,38 +6,29 @@ the float64 result, relative (tests/numerics/test_exact.py).
 
 from __future__ import annotations
 
-import hashlib
 import math
 import multiprocessing
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dvc_modelver.errors import BadModelError
+from dvc_modelver.diff.blocks import BLOCK, Progress, is_measurable, iter_blocks
+from dvc_modelver.diff.rank import find_rank
 from dvc_modelver.fingerprint.estimate import UNDEFINED, Estimate, from_norms
-from dvc_modelver.fingerprint.values import make_decoder, real_bytes
 from dvc_modelver.formats import Reader
 from dvc_modelver.tensors import TensorSpec
 
-BLOCK = 1 << 17
-"""Elements that are held of each side at a time."""
 SUM = 1 << 14
 """Elements whose squares are added up in their own type."""
 SPLIT_BYTES = 256 << 20
 """More than this on both sides together is shared out to two processes."""
-MAX_ROWS = 2_000_000
-"""Rows that are told apart one by one; each takes about 100 bytes of memory."""
-MAX_RANK = 48
-"""Updates of a higher rank are not called low rank."""
 
 Open = Callable[[], Reader]
 Pair = tuple[TensorSpec, TensorSpec]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +57,6 @@ class Measured:
     def is_same(self) -> bool:
         """Whether every value is the same."""
         return not self.values_changed
-
-
-def is_measurable(old: TensorSpec, new: TensorSpec) -> bool:
-    """Whether two tensors can be compared value by value: as many elements, of dtypes that hold numbers."""
-    return old.numel == new.numel and real_bytes(old.dtype) is not None and real_bytes(new.dtype) is not None
 
 
 def measure_pairs(
@@ -141,80 +127,6 @@ def _measure_here(pairs: Sequence[Pair], open_old: Open, open_new: Open, progres
         return [measure(old, a, new, b, progress=progress) for a, b in pairs]
 
 
-def measure_rows(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> Measured | None:
-    """Measure the rows that two tensors of unlike lengths have in common: a vocabulary that was trimmed or grown.
-
-    Returns:
-        None where anything but the length of the first axis differs.
-    """
-    if len(a.shape) != len(b.shape) or a.shape[1:] != b.shape[1:] or not all((*a.shape, *b.shape)):
-        return None
-    numel = min(a.numel, b.numel)
-    sums = _Sums()
-    for x, y in _blocks(old, a, new, b, lambda _n: None, numel):
-        sums.add(x, y)
-    return sums.finish()
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of two tensors, told apart by their bytes, in whatever order.
-
-    Attributes:
-        same: Rows that both have.
-        removed: Rows of the old tensor alone.
-        added: Rows of the new tensor alone.
-    """
-
-    same: int
-    removed: int
-    added: int
-
-
-def match_rows(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> Rows | None:
-    """Count the rows that two tensors share: a vocabulary that was trimmed anywhere, not only at its end.
-
-    Returns:
-        None where the rows are not of one shape and dtype, or are too many.
-    """
-    if a.dtype != b.dtype or a.shape[1:] != b.shape[1:] or max(a.shape[0], b.shape[0]) > MAX_ROWS:
-        return None
-    first, second = _row_digests(old, a), _row_digests(new, b)
-    same = sum((first & second).values())
-    return Rows(same, a.shape[0] - same, b.shape[0] - same)
-
-
-def _row_digests(reader: Reader, spec: TensorSpec) -> Counter[bytes]:
-    n_bytes = spec.nbytes // spec.shape[0]
-    found: Counter[bytes] = Counter()
-    if not n_bytes:
-        return found
-    for buffer in reader.iter_buffers(spec, n_bytes * max(1, (1 << 20) // n_bytes)):
-        for i in range(0, len(buffer), n_bytes):
-            found[hashlib.blake2b(buffer[i : i + n_bytes], digest_size=16).digest()] += 1
-    return found
-
-
-def measure_transposed(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> Measured | None:
-    """Measure a matrix against the transpose of another: dense layers of two frameworks.
-
-    Returns:
-        None where the shapes are not each other's reverse, or the matrices are too large to be held.
-    """
-    if len(a.shape) != 2 or a.shape != b.shape[::-1] or a.numel > _MAX_CELLS:
-        return None
-    whole: tuple[list[NDArray[Any]], list[NDArray[Any]]] = ([], [])
-    for x, y in _blocks(old, a, new, b, lambda _n: None):
-        whole[0].append(x.copy())
-        whole[1].append(y.copy())
-    first = np.concatenate(whole[0])
-    second = np.concatenate(whole[1]).reshape(b.shape).T.ravel()
-    sums = _Sums()
-    for i in range(0, first.size, BLOCK):
-        sums.add(first[i : i + BLOCK], second[i : i + BLOCK])
-    return sums.finish()
-
-
 def measure(
     old: Reader, a: TensorSpec, new: Reader, b: TensorSpec, *, progress: Progress = lambda _n: None
 ) -> Measured:
@@ -233,8 +145,8 @@ def measure(
     """
     if not is_measurable(a, b):
         raise ValueError(f"{a.dtype}{list(a.shape)} and {b.dtype}{list(b.shape)} cannot be compared by value")
-    sums = _Sums()
-    for x, y in _blocks(old, a, new, b, progress):
+    sums = Sums()
+    for x, y in iter_blocks(old, a, new, b, progress):
         sums.add(x, y)
     found = sums.finish()
     if found.values_changed > 0 and not found.nonfinite and found.estimate.squared_distance:
@@ -243,35 +155,7 @@ def measure(
     return found
 
 
-def _blocks(
-    old: Reader, a: TensorSpec, new: Reader, b: TensorSpec, progress: Progress, numel: int | None = None
-) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Give both tensors, or their first `numel` elements, as real numbers of one type; valid until the next block."""
-    left = max(a.numel, b.numel) if numel is None else numel
-    left *= 2 if a.dtype.startswith("C") else 1
-    decode_a, decode_b = (make_decoder(s.dtype, np.empty(BLOCK, np.float32)) for s in (a, b))
-    sides = zip(
-        old.iter_buffers(a, BLOCK * (real_bytes(a.dtype) or 1)),
-        new.iter_buffers(b, BLOCK * (real_bytes(b.dtype) or 1)),
-        strict=numel is None,
-    )
-    try:
-        for raw_a, raw_b in sides:
-            x, y = decode_a(raw_a)[:left], decode_b(raw_b)[:left]
-            left -= x.size
-            if not x.size:
-                return
-            progress(len(raw_a) + len(raw_b))
-            if x.size != y.size:
-                raise ValueError
-            if x.dtype != y.dtype:
-                x, y = x.astype(np.float64), y.astype(np.float64)
-            yield x, y
-    except ValueError as err:
-        raise BadModelError(f"tensor {a.name!r}: its two sides ended at different lengths") from err
-
-
-class _Sums:
+class Sums:
     """What is added up over the blocks of a pair."""
 
     def __init__(self) -> None:
@@ -363,80 +247,3 @@ def _square(x: NDArray[Any]) -> float:
 
 def _bits(x: NDArray[Any]) -> NDArray[Any]:
     return x.view(f"u{x.dtype.itemsize}")
-
-
-# Low rank
-
-_ROUNDING = {"BF16": 2**-9, "F16": 2**-12, "F32": 2**-25, "F64": 2**-54}
-_PROBE = 64
-_MAX_CELLS = 1 << 25
-
-
-def find_rank(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> int | None:
-    """Give the rank of the update of a matrix where it is low, like that of a merged LoRA adapter.
-
-    A corner of the update is looked at first, since its rank is a lower bound. Where that is low, the update D is
-    multiplied by a random matrix of twice as many columns, and the singular values of the product above the noise
-    that rounding the weights leaves are counted.
-
-    Returns:
-        None where the rank exceeds `MAX_RANK` or an eighth of the smaller side, where a side is shorter than 16, or
-        for dtypes whose rounding is too coarse.
-
-    Source: Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithm 4.1.
-    """
-    rows = a.shape[0] if len(a.shape) > 1 else 0
-    columns = a.numel // rows if rows else 0
-    step = max(_ROUNDING.get(s.dtype, 0.0) for s in (a, b))
-    if min(rows, columns) < 16 or a.shape != b.shape or not step:
-        return None
-    limit = min(MAX_RANK, min(rows, columns) // 8)
-    corner, size = _corner(old, a, new, b, min(rows, _PROBE), columns, min(columns, _PROBE))
-    noise = 2 * step * size
-    low = _count(corner, noise * _edge(*corner.shape))
-    if not 0 < low <= limit or low == min(corner.shape):
-        return None
-    k = min(2 * low + 16, columns)
-    if rows * k > _MAX_CELLS or columns * k > _MAX_CELLS:
-        return None
-    random = np.random.default_rng(0).standard_normal((columns, k), dtype=np.float32)
-    product = np.concatenate([block @ random for block in _row_blocks(old, a, new, b, columns)])
-    found = _count(product, noise * math.sqrt(columns) * _edge(rows, k))
-    return found if 0 < found <= limit and found < k else None
-
-
-def _corner(
-    old: Reader, a: TensorSpec, new: Reader, b: TensorSpec, rows: int, columns: int, width: int
-) -> tuple[NDArray[np.float32], float]:
-    """Give the top left corner of the update, and the largest magnitude of the weights there."""
-    pieces, size, n = [], 0.0, 0
-    for x, y in _blocks(old, a, new, b, lambda _n: None):
-        size = max(size, float(np.abs(x).max()), float(np.abs(y).max()))
-        pieces.append(np.subtract(y, x, dtype=np.float32))
-        n += x.size
-        if n >= rows * columns:
-            break
-    flat = np.concatenate(pieces)
-    rows = min(rows, flat.size // columns)
-    return flat[: rows * columns].reshape(rows, columns)[:, :width], size
-
-
-def _row_blocks(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec, columns: int) -> Iterator[NDArray[np.float32]]:
-    """Give the update in blocks of whole rows."""
-    rest = np.empty(0, np.float32)
-    for x, y in _blocks(old, a, new, b, lambda _n: None):
-        rest = np.concatenate([rest, np.subtract(y, x, dtype=np.float32)])
-        whole = rest.size // columns * columns
-        if whole:
-            yield rest[:whole].reshape(-1, columns)
-            rest = rest[whole:]
-
-
-def _edge(rows: int, columns: int) -> float:
-    """Largest singular value of a matrix of independent values of unit variance, nearly."""
-    return math.sqrt(rows) + math.sqrt(columns)
-
-
-def _count(matrix: NDArray[np.float32], above: float) -> int:
-    values = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
-    return int(np.count_nonzero(values > max(above, 1e-6 * values[0])))
