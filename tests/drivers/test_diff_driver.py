@@ -160,3 +160,31 @@ def test_a_model_committed_straight_into_git_diffs_too(sandbox: Sandbox) -> None
     out = sandbox.git("diff")
     assert "scaled" in out
     assert "head.weight" in out
+
+
+def test_stash_merges_and_difftool(two: Sandbox) -> None:
+    save(two, {"head.weight": 2.0})
+    two.git("stash")
+    assert "head.weight" in two.git("stash", "show", "-p", "--ext-diff")
+    two.git("stash", "drop", "-q")
+    two.git("checkout", "-q", "-b", "exp", "HEAD~1")
+    two.write("other.txt", "x")
+    two.git("add", ".")
+    two.git("commit", "-q", "-m", "other")
+    two.git("merge", "-q", "--no-edit", "main")
+    for command in (["show"], ["show", "-m", "--ext-diff"], ["log", "-p", "--cc"], ["diff", "HEAD~1", "--", TABLE]):
+        done = two.run("git", *command)
+        assert done.stderr == ""
+    assert "layers.0.weight" in two.git("show", "-m", "--first-parent", "--ext-diff")
+    # git difftool sets GIT_EXTERNAL_DIFF, over which the attribute's own driver wins
+    assert "layers.0.weight" in two.git("difftool", "-y", "-x", "cmp", "HEAD~1", "HEAD", "--", TABLE)
+
+
+def test_a_model_merged_on_both_sides_shows_as_a_conflict(two: Sandbox) -> None:
+    two.git("checkout", "-q", "-b", "exp", "HEAD~1")
+    save(two, {"head.weight": 2.0})
+    two.git("commit", "-q", "-am", "head")
+    two.git("merge", "main", ok=False)
+    for command in (["diff"], ["diff", "--cached"], ["diff", "HEAD"], ["status"]):
+        assert two.run("git", *command).returncode == 0
+    assert "Unmerged" in two.git("diff") or "Binary files differ" in two.git("diff") or "<<<<<<<" in two.git("diff")
