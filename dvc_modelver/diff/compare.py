@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dvc_modelver.diff.classify import Classified, classify
+from dvc_modelver.diff.groups import group_tensors
 from dvc_modelver.diff.match import Pair, is_explained, match_tensors
 from dvc_modelver.fingerprint.estimate import UNDEFINED, Estimate, combine, estimate_rows
 from dvc_modelver.fingerprint.row import TensorRow
@@ -154,6 +155,7 @@ class ModelDiff:
         reason: The measured facts that it follows from, in one sentence.
         cosine: Of all matched parameters as one vector; None where undefined.
         relative_l2: Likewise.
+        distance: Euclidean distance ``|new - old|``, likewise.
         relative_l2_error: Absolute 95 % bound of the error of `relative_l2`; 0 when it is exact.
         parameters: Numbers of elements: ``old``, ``new`` and ``changed`` (in tensors that changed or are new).
         renames: What renamed tensors have in common, one line each.
@@ -169,6 +171,7 @@ class ModelDiff:
     cosine: float | None
     relative_l2: float | None
     relative_l2_error: float | None
+    distance: float | None
     bytes_equal: bool
     parameters: Mapping[str, int]
     tensors: tuple[TensorChange, ...]
@@ -200,6 +203,7 @@ class ModelDiff:
             "cosine": _rounded(self.cosine),
             "relative_l2": _rounded(self.relative_l2),
             "relative_l2_error": _rounded(self.relative_l2_error),
+            "euclidean_distance": _rounded(self.distance),
             "bytes_equal": self.bytes_equal,
             "parameters": dict(self.parameters),
             "tensors_changed": self.tensors_changed,
@@ -207,6 +211,7 @@ class ModelDiff:
             "hyperparameters": [f.to_dict() for f in self.hyperparameters],
             "metrics": [f.to_dict() for f in self.metrics],
             "data": [f.to_dict() for f in self.data],
+            "groups": [group.to_dict() for group in group_tensors(self.tensors)],
             "renames": list(self.renames),
             "warnings": list(self.warnings),
             "tensors": [t.to_dict() for t in self.tensors],
@@ -259,6 +264,7 @@ def compare(
         cosine=whole.cosine,
         relative_l2=whole.relative_l2,
         relative_l2_error=whole.error,
+        distance=None if whole.squared_distance is None else math.sqrt(whole.squared_distance),
         bytes_equal=bytes_equal,
         parameters=_parameters(tensors),
         tensors=tensors,

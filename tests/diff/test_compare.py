@@ -199,3 +199,16 @@ def test_a_hostile_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
     change = compared(tmp_path, {"a\x1b[31m\nb": np.ones(2, np.float32)}, {"a\x1b[31m\nb": np.zeros(2, np.float32)})
     assert "\x1b" not in render_text(change)
     assert "\\x1b" in render_text(change)
+
+
+def test_similarity_by_layer(tmp_path: Path) -> None:
+    document = compared(tmp_path, base(3), moved(base(3), 0.02, "layers.1")).to_dict()
+    groups = {g["prefix"]: g for g in document["groups"]}
+    assert list(groups) == ["embed", "head", "layers.0", "layers.1", "layers.2"]
+    assert groups["layers.0"] | {"prefix": ""} == {
+        "prefix": "", "tensors": 3, "tensors_changed": 0, "cosine": 1.0, "relative_l2": 0.0,
+    }  # fmt: skip
+    assert groups["layers.1"]["tensors_changed"] == 3
+    assert groups["layers.1"]["relative_l2"] == pytest.approx(0.02, rel=0.2)
+    whole = np.linalg.norm(np.concatenate([w.ravel() for w in base(3).values()]))
+    assert document["euclidean_distance"] == pytest.approx(document["relative_l2"] * whole, rel=1e-6)

@@ -33,6 +33,8 @@ def summary_lines(change: ModelDiff, unicode: bool) -> list[str]:
         numbers.append(f"relative L2 {l2_text(change.relative_l2, differs=differs)}{error_text(change, unicode)}")
     if change.cosine is not None:
         numbers.append(f"cosine {cosine_text(change.cosine)}")
+    if change.distance is not None:
+        numbers.append(f"L2 distance {change.distance:.3g}")
     counts = f"{change.tensors_changed:,} of {plural(change.tensors_total, 'tensor')} changed"
     old, new = change.parameters["old"], change.parameters["new"]
     if old != new:
