@@ -26,7 +26,7 @@ from dvc_modelver.metadata import (
 )
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.settings import Settings, read_settings
-from dvc_modelver.store.dvcconfig import find_dvc_root
+from dvc_modelver.store.dvcconfig import find_dvc_root, share_cache
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.objects import Cache
 from dvc_modelver.store.pointers import Pointer, read_pointers
@@ -209,6 +209,16 @@ class Repository:
         if root not in self._caches:
             self._caches[root] = Cache(read_dvc_settings(root))
         return self._caches[root]
+
+    def share_cache(self) -> bool:
+        """In a linked work tree, use the main work tree's cache from now on; True when that was arranged now."""
+        top, main = self.top.resolve(), self.layout.common_dir.parent
+        root = find_dvc_root(top, top)
+        if self.layout.git_dir.resolve() == self.layout.common_dir or root is None or main == top:
+            return False
+        done = share_cache(root, main / root.relative_to(top))
+        self._caches.clear()
+        return done
 
     # Models
 

@@ -166,6 +166,7 @@ def install(folder: str | Path = ".", *, fsmonitor: bool | None = None, with_hoo
     repo = Repository.open(Path(folder))
     repo.dvc_root()
     layout, git = repo.layout, repo.git
+    repo.share_cache()
     steps = []
     if with_hooks:
         hooks.check_hooks_folder(layout)

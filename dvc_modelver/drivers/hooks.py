@@ -94,6 +94,7 @@ def _follow(repo: Repository, _args: list[str]) -> None:
     from dvc_modelver.worktree.law import Action
     from dvc_modelver.worktree.sync import apply_law
 
+    repo.share_cache()
     with locked(repo.layout.state_dir):
         left = [s for s in apply_law(repo, say, describing=False, following=True) if s.action is Action.FOLLOW]
         if not left:

@@ -110,3 +110,23 @@ def _resolved(value: str, file: Path) -> str:
         return value
     path = os.path.expanduser(value)
     return path if os.path.isabs(path) else os.path.normpath(file.parent / path)
+
+
+def share_cache(root: Path, main_root: Path) -> bool:
+    """Let a DVC repository in a linked work tree use the cache of the main one, as ``dvc cache dir --local`` does.
+
+    Its own cache would go with the work tree, and the weights that were committed there with it.
+
+    Returns:
+        False where a cache is configured, or has objects of its own already; nothing was written then.
+    """
+    own, local = root / ".dvc" / "cache", root / ".dvc" / "config.local"
+    if read_settings(root).cache_dir != own or (own / "files").exists() or not (main_root / ".dvc").is_dir():
+        return False
+    text = local.read_text(encoding="utf-8") if local.exists() else ""
+    if "[cache]" in text:
+        return False
+    target = read_settings(main_root).cache_dir
+    with local.open("a", encoding="utf-8") as file:
+        file.write(f"[cache]\n    dir = {target}\n")
+    return True

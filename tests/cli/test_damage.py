@@ -403,3 +403,17 @@ def test_files_of_a_folder_that_dvc_tracks_are_not_hidden(sandbox: Sandbox) -> N
     sandbox.train("data/x.safetensors", 1)
     sandbox.dvc("add", "-q", "data")
     assert "hidden" not in sandbox.modelver("status")
+
+
+def test_a_linked_work_tree_shares_the_cache(two: Sandbox, tmp_path: Path) -> None:
+    two.git("worktree", "add", "-q", "-b", "exp", "../linked", "HEAD~1")
+    linked = Sandbox(tmp_path / "linked")
+    assert linked.md5(MODEL) == first_md5(two)  # from the cache, not from the remote
+    md5 = linked.train(MODEL, 31)
+    linked.git("commit", "-q", "-am", "in the linked tree")
+    assert two.cached(md5)
+    assert linked.git("status", "--porcelain") == ""
+    two.git("worktree", "remove", "../linked")
+    two.git("checkout", "-q", "exp")
+    assert two.md5(MODEL) == md5
+    assert two.exit_code("fsck") == 0
