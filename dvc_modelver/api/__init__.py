@@ -1,14 +1,37 @@
-"""One function per verb of the command line, with the same words."""
+"""One function per verb of the command line, with the same words; each is imported at its first use."""
 
-from dvc_modelver.api.compare import diff
-from dvc_modelver.api.inspect import check, describe_file, fsck, list_models, log, show, status
-from dvc_modelver.api.nearest import similar
-from dvc_modelver.api.setup import doctor, init, install, uninstall
-from dvc_modelver.api.track import add, mv, refresh, rm
-from dvc_modelver.api.transfer import pull, push
-from dvc_modelver.api.versions import load, rollback, tag
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dvc_modelver.api.compare import diff
+    from dvc_modelver.api.inspect import check, describe_file, fsck, list_models, log, show, status
+    from dvc_modelver.api.nearest import similar
+    from dvc_modelver.api.setup import doctor, init, install, uninstall
+    from dvc_modelver.api.track import add, mv, refresh, rm
+    from dvc_modelver.api.transfer import pull, push
+    from dvc_modelver.api.versions import load, rollback, tag
 
 __all__ = [
     "add", "check", "describe_file", "diff", "doctor", "fsck", "init", "install", "list_models", "load", "log",
     "mv", "pull", "push", "refresh", "rm", "rollback", "show", "similar", "status", "tag", "uninstall",
 ]  # fmt: skip
+
+_ROOMS = {
+    "compare": ("diff",),
+    "inspect": ("check", "describe_file", "fsck", "list_models", "log", "show", "status"),
+    "nearest": ("similar",),
+    "setup": ("doctor", "init", "install", "uninstall"),
+    "track": ("add", "mv", "refresh", "rm"),
+    "transfer": ("pull", "push"),
+    "versions": ("load", "rollback", "tag"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for room, verbs in _ROOMS.items():
+        if name in verbs:
+            return getattr(import_module(f"dvc_modelver.api.{room}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

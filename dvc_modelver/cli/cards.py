@@ -6,19 +6,20 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dvc_modelver import api
-from dvc_modelver.api.inspect import Fsck, ListedModel, LoggedVersion, ModelStatus, Shown
-from dvc_modelver.api.setup import Finding, Step, hidden_models, unadopted
-from dvc_modelver.api.transfer import Pulled
-from dvc_modelver.api.versions import RolledBack
-from dvc_modelver.checks import Problem
 from dvc_modelver.cli.output import render_table
 from dvc_modelver.errors import ModelverError
-from dvc_modelver.metadata import ModelMetadata, TensorTable
 from dvc_modelver.progress import human_bytes
-from dvc_modelver.repository import Repository
+
+if TYPE_CHECKING:
+    from dvc_modelver.api.inspect import Fsck, ListedModel, LoggedVersion, ModelStatus, Shown
+    from dvc_modelver.api.setup import Finding, Step
+    from dvc_modelver.api.transfer import Pulled
+    from dvc_modelver.api.versions import RolledBack
+    from dvc_modelver.checks import Problem
+    from dvc_modelver.metadata import ModelMetadata, TensorTable
 
 _HOW_MANY = 12
 """Lines of a list that a person reads before asking for all."""
@@ -49,6 +50,9 @@ def steps_lines(steps: Sequence[Step], done: str = "wrote") -> list[str]:
 
 def advice_after_init(path: Path) -> list[str]:
     """Name the models that DVC tracks already, and those that .gitignore hides."""
+    from dvc_modelver.api.setup import hidden_models, unadopted
+    from dvc_modelver.repository import Repository
+
     repo = Repository.open(path)
     lines = []
     adopted = unadopted(repo)

@@ -6,21 +6,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dvc_modelver.api.inspect import LoggedVersion
-from dvc_modelver.api.nearest import Ranked
 from dvc_modelver.cli.output import Format, emit, render_table, say, wants_color
-from dvc_modelver.diff.compare import ModelDiff
-from dvc_modelver.diff.render.cells import cosine_text, l2_text
-from dvc_modelver.diff.render.html import render_html, render_page
-from dvc_modelver.diff.render.json import render_json
-from dvc_modelver.diff.render.markdown import render_markdown
-from dvc_modelver.diff.render.text import PLAIN, Palette, render_text
 from dvc_modelver.errors import UsageError
+
+if TYPE_CHECKING:
+    from dvc_modelver.api.inspect import LoggedVersion
+    from dvc_modelver.api.nearest import Ranked
+    from dvc_modelver.diff.compare import ModelDiff
 
 
 def split_diff_arguments(
@@ -53,11 +49,15 @@ def _is_path(text: str) -> bool:
 
 def diff_document(found: Sequence[ModelDiff]) -> str:
     """Give the JSON document of diff (schema ``modelver.diff/1``)."""
+    from dvc_modelver.diff.render.json import render_json
+
     return render_json(found)
 
 
 def diff_text(found: Sequence[ModelDiff], *, all_tensors: bool, color: bool) -> str:
     """Give the report of diff for the terminal at hand."""
+    from dvc_modelver.diff.render.text import PLAIN, Palette, render_text
+
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     palette = Palette() if color and wants_color() else PLAIN
@@ -76,13 +76,19 @@ def emit_diff(
     elif fmt is Format.JSON:
         emit(diff_document(found), output)
     elif fmt is Format.MARKDOWN:
+        from dvc_modelver.diff.render.markdown import render_markdown
+
         emit(render_markdown(found), output)
     else:
+        from dvc_modelver.diff.render.html import render_html
+
         emit_page(render_html(found), output, opening=opening)
 
 
 def emit_page(page: str, output: Path | None, *, opening: bool) -> None:
     """Write a page; where it is to be opened and no file was named, into one in the temporary folder."""
+    import webbrowser
+
     if opening and output is None:
         output = Path(tempfile.mkdtemp(prefix="modelver-")) / "report.html"
     emit(page, output)
@@ -105,6 +111,8 @@ def is_below(change: ModelDiff, limit: float) -> bool:
 
 def history_page(name: str, found: Sequence[LoggedVersion]) -> str:
     """Give the page of a model's history: metrics, and the distance to the version before, over the versions."""
+    from dvc_modelver.diff.render.html import render_page
+
     oldest_first = list(reversed(found))
     labels = [str(item.version.number) for item in oldest_first]
     facts = [item.version.metadata for item in oldest_first]
@@ -143,6 +151,8 @@ def similar_document(found: Sequence[Ranked]) -> dict[str, Any]:
 
 def similar_lines(found: Sequence[Ranked]) -> list[str]:
     """Give one line per version, the nearest first."""
+    from dvc_modelver.diff.render.cells import cosine_text, l2_text
+
     if not found:
         return ["no other version to compare with"]
     rows = [

@@ -76,3 +76,8 @@ def test_light_modules_stay_light(module: str) -> None:
 def test_hooks_never_import_dvc_or_a_framework(module: str) -> None:
     heavy = {"dvc", "dvc_data", "torch", "s3fs", "botocore", "typer", "rich"}
     assert not modules_after(f"import {module}") & heavy
+
+
+def test_the_command_line_imports_what_a_command_needs() -> None:
+    loaded = modules_after("from dvc_modelver.cli import main; main(['--version'])")
+    assert not loaded & {"numpy", "dvc", "pygit2", "git", "yaml", "ruamel", "blake3", "fsspec", "s3fs", "jinja2"}
