@@ -255,8 +255,9 @@ def unadopted(repo: Repository) -> list[str]:
 
 def hidden_models(repo: Repository) -> dict[str, str]:
     """Give the model files that ``.gitignore`` hides and nothing tracks: path -> the rule that hides it."""
-    tracked = {p.path for p in repo.pointers(repo.work_tree)}
-    folders_of_dvc = tuple(f"{p.path}/" for p in repo.pointers(repo.work_tree) if p.is_folder)
+    pointers = repo.pointers(repo.work_tree)
+    tracked = {p.path for p in pointers}
+    folders_of_dvc = tuple(f"{p.path}/" for p in pointers if p.is_folder)
     folders = ("site-packages/", ".venv/", "venv/", "node_modules/", ".dvc/")
     ignored = [
         path

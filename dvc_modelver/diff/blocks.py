@@ -21,7 +21,12 @@ Progress = Callable[[int], None]
 
 def is_measurable(old: TensorSpec, new: TensorSpec) -> bool:
     """Whether two tensors can be compared value by value: as many elements, of dtypes that hold numbers."""
-    return old.numel == new.numel and real_bytes(old.dtype) is not None and real_bytes(new.dtype) is not None
+    return old.numel == new.numel and has_numbers(old) and has_numbers(new)
+
+
+def has_numbers(spec: TensorSpec) -> bool:
+    """Whether a tensor's values can be decoded; those of packed dtypes (F4, F6) cannot."""
+    return real_bytes(spec.dtype) is not None
 
 
 def iter_blocks(

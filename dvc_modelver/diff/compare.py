@@ -284,11 +284,8 @@ def _kind(old: Side | None, new: Side | None, tensors: tuple[TensorChange, ...],
     if bytes_equal:
         return Classified("identical", "same bytes")
     if old.table is None or new.table is None:
-        which = (
-            "both sides are"
-            if old.table is new.table
-            else ("the old side is" if old.table is None else "the new side is")
-        )
+        opaque = [name for name, side in (("old", old), ("new", new)) if side.table is None]
+        which = f"the {opaque[0]} side is" if len(opaque) == 1 else "both sides are"
         return Classified("unknown", f"bytes differ; {which} opaque: no reader could list the tensors")
     return classify(tensors, whole.cosine, same_container=old.format == new.format)
 
@@ -321,18 +318,16 @@ def _measure_values(
     from dvc_modelver.diff import blocks, exact
 
     changes = [_measure(p) for p in pairs]
-    todo = [i for i, t in enumerate(changes) if t.old and t.new and not t.bytes_equal]
-    specs = [(_spec(t.old), _spec(t.new)) for t in changes if t.old and t.new and not t.bytes_equal]
-    alike = [(i, s) for i, s in zip(todo, specs, strict=True) if blocks.is_measurable(*s)]
+    todo = [(i, (_spec(t.old), _spec(t.new))) for i, t in enumerate(changes) if t.old and t.new and not t.bytes_equal]
+    alike = [(i, s) for i, s in todo if blocks.is_measurable(*s)]
     found = exact.measure_pairs([s for _, s in alike], open_old, open_new, shared=shared, progress=progress)
     for (i, _), values in zip(alike, found, strict=True):
         t = changes[i]
         assert t.old is not None and t.new is not None
         same = values.is_same and t.old.dtype == t.new.dtype
         change = "unchanged" if same and t.change == "modified" and t.old.shape == t.new.shape else t.change
-        measured = values.estimate
-        changes[i] = replace(t, measured=measured, exact=values, bytes_equal=same, change=change)
-    unlike = [(i, s) for i, s in zip(todo, specs, strict=True) if s[0].shape != s[1].shape]
+        changes[i] = replace(t, measured=values.estimate, exact=values, bytes_equal=same, change=change)
+    unlike = [(i, s) for i, s in todo if s[0].shape != s[1].shape and all(map(blocks.has_numbers, s))]
     if unlike:
         with open_old() as old, open_new() as new:
             for i, (a, b) in unlike:

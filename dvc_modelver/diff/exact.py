@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dvc_modelver.diff.blocks import BLOCK, Progress, is_measurable, iter_blocks
 from dvc_modelver.diff.rank import find_rank
+from dvc_modelver.errors import EnvironmentFailed
 from dvc_modelver.fingerprint.estimate import UNDEFINED, Estimate, from_norms
 from dvc_modelver.formats import Reader
 from dvc_modelver.tensors import TensorSpec
@@ -79,6 +80,7 @@ def measure_pairs(
 
     Raises:
         BadModelError: A file is damaged, or shorter than its header says.
+        EnvironmentFailed: The second process was killed.
     """
     total = sum(old.nbytes + new.nbytes for old, new in pairs)
     if not shared or total < SPLIT_BYTES or len(pairs) < 2 or (os.cpu_count() or 1) < 2 or "fork" not in _START_METHODS:
@@ -92,6 +94,10 @@ def measure_pairs(
     try:
         mine = _measure_here([pairs[i] for i in halves[0]], open_old, open_new, lambda n: progress(2 * n))
         theirs = receiver.recv()
+    except EOFError as err:
+        raise EnvironmentFailed(
+            "comparing: the second process was killed", hint="free some memory, then again"
+        ) from err
     finally:
         receiver.close()
         child.join()
@@ -106,7 +112,8 @@ _START_METHODS = multiprocessing.get_all_start_methods()
 
 def _halve(pairs: Sequence[Pair]) -> tuple[list[int], list[int]]:
     """Share out indices so that both halves have about as many bytes, each in the order of the file."""
-    loads, halves = [0, 0], ([], [])  # type: tuple[list[int], tuple[list[int], list[int]]]
+    loads = [0, 0]
+    halves: tuple[list[int], list[int]] = ([], [])
     for i in sorted(range(len(pairs)), key=lambda i: -pairs[i][0].nbytes):
         side = int(loads[1] < loads[0])
         loads[side] += pairs[i][0].nbytes + pairs[i][1].nbytes
@@ -150,8 +157,7 @@ def measure(
         sums.add(x, y)
     found = sums.finish()
     if found.values_changed > 0 and not found.nonfinite and found.estimate.squared_distance:
-        rank = find_rank(old, a, new, b)
-        return replace(found, rank=rank)
+        return replace(found, rank=find_rank(old, a, new, b))
     return found
 
 
@@ -161,8 +167,8 @@ class Sums:
     def __init__(self) -> None:
         self._n = self._changed = self._flips = self._nonfinite = self._undefined = 0
         self._aa = self._bb = self._dd = 0.0
-        self._max, self._max_at = 0.0, None  # type: float, int | None
-        self._is_any = False
+        self._max = 0.0
+        self._max_at: int | None = None
         self._differs = np.empty(BLOCK, np.bool_)
         self._work: dict[Any, NDArray[Any]] = {}
 

@@ -71,14 +71,11 @@ def match_tensors(old: Sequence[TensorRow], new: Sequence[TensorRow]) -> Matchin
         gone, come = {id(p.old) for p in found}, {id(p.new) for p in found}
         left = [row for row in left if id(row) not in gone]
         right = [row for row in right if id(row) not in come]
-    again = {row.name: row for row in right}
-    for pair in named:
-        if id(pair) not in kept and pair.old in left and pair.old is not None and pair.old.name in again:
-            pairs.append(pair)
-            left.remove(pair.old)
-            right.remove(again[pair.old.name])
-    alone = [Pair(row, None) for row in left] + [Pair(None, row) for row in right]
-    return Matching((*pairs, *alone), (*rules, *_renumbered(pairs)))
+    alone = {row.name for row in left} & {row.name for row in right}  # of pairs that were parted to no avail
+    pairs += [pair for pair in named if id(pair) not in kept and pair.new and pair.new.name in alone]
+    rest = [Pair(row, None) for row in left if row.name not in alone]
+    rest += [Pair(None, row) for row in right if row.name not in alone]
+    return Matching((*pairs, *rest), (*rules, *_renumbered(pairs)))
 
 
 def _without_shifted(named: list[Pair]) -> list[Pair]:

@@ -17,7 +17,8 @@ MAX_RANK = 48
 
 _ROUNDING = {"BF16": 2**-9, "F16": 2**-12, "F32": 2**-25, "F64": 2**-54}
 _PROBE = 64
-_MAX_CELLS = 1 << 25
+_MAX_CELLS = 1 << 23
+"""Cells of the largest matrix that is held: 64 MB while its singular values are found."""
 
 
 def find_rank(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> int | None:

@@ -18,7 +18,8 @@ from dvc_modelver.tensors import TensorSpec
 MAX_ROWS = 2_000_000
 """Rows that are told apart one by one; each takes about 100 bytes of memory."""
 
-_MAX_CELLS = 1 << 25
+_MAX_CELLS = 1 << 23
+"""Elements of the largest matrix that is held to be transposed; four copies are, of each side two."""
 
 
 def measure_rows(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> Measured | None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dvc_modelver.diff.match import match_tensors
 from dvc_modelver.diff.render.text import render_text
+from dvc_modelver.fingerprint.row import TensorRow
 from tests.diff.test_compare import Weights, base, compared, moved
 
 
@@ -106,3 +108,12 @@ def test_swapped_tensors_are_followed_by_their_values(tmp_path: Path) -> None:
     change = compared(tmp_path, {"left": a, "right": b}, {"left": b, "right": a})
     assert {t.name: t.old_name for t in change.tensors} == {"left": "right", "right": "left"}
     assert change.relative_l2 == 0
+
+
+def test_values_that_moved_are_followed_and_the_rest_is_said() -> None:
+    def row(name: str, digest: str) -> TensorRow:
+        return TensorRow(name=name, dtype="F32", shape=(10, 10), digest=digest)
+
+    matching = match_tensors([row("a", "x:1"), row("b", "x:2")], [row("a", "x:3"), row("b", "x:1")])
+    found = {(p.old.name if p.old else None, p.new.name if p.new else None) for p in matching.pairs}
+    assert found == {("a", "b"), ("b", None), (None, "a")}

@@ -81,3 +81,11 @@ def test_hooks_never_import_dvc_or_a_framework(module: str) -> None:
 def test_the_command_line_imports_what_a_command_needs() -> None:
     loaded = modules_after("from dvc_modelver.cli import main; main(['--version'])")
     assert not loaded & {"numpy", "dvc", "pygit2", "git", "yaml", "ruamel", "blake3", "fsspec", "s3fs", "jinja2"}
+
+
+def test_the_lists_of_verbs_agree() -> None:
+    import dvc_modelver
+    from dvc_modelver import api
+
+    rooms = [verb for verbs in api._ROOMS.values() for verb in verbs]
+    assert sorted(rooms) == sorted(api.__all__) == sorted(dvc_modelver._VERBS)

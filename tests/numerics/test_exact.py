@@ -201,3 +201,12 @@ def test_exact_in_a_repository_reads_cache_work_tree_and_remote(sandbox: Sandbox
     assert not sandbox.cached(md5)
     (sandbox.path.parent / "remote").rename(sandbox.path.parent / "gone")
     assert sandbox.exit_code("diff", "--exact", "net@1", "net@2") == 4
+
+
+def test_packed_values_of_another_shape_are_left_alone(tmp_path: Path) -> None:
+    for name, rows in (("a", 4), ("b", 6)):
+        header = json.dumps({"t": {"dtype": "F4", "shape": [rows, 8], "data_offsets": [0, rows * 4]}}).encode()
+        body = len(header).to_bytes(8, "little") + header + bytes(rows * 4)
+        (tmp_path / f"{name}.safetensors").write_bytes(body)
+    change = compare_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors", exact=True)
+    assert (change.kind, change.tensors[0].note) == ("architecture", "")
