@@ -291,12 +291,14 @@ class TensorTable:
     Attributes:
         md5: The object it describes.
         k: Values per sketch.
+        structure: What else makes the model, by flat names: a configuration, a graph; see `Reader`.
     """
 
     md5: str
     k: int
     rows: tuple[TensorRow, ...]
     sketch: str = "RSCS-1"
+    structure: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> TensorTable:
@@ -312,17 +314,20 @@ class TensorTable:
         if not isinstance(header, dict) or not str(header.get("schema")).startswith("modelver.tensors/"):
             raise BadMetadataError(f"{where}:1: no {TABLE_SCHEMA!r} header, expected one")
         md5, k = header.get("md5"), header.get("k", 64)
-        if not isinstance(md5, str) or not isinstance(k, int):
-            raise BadMetadataError(f"{where}:1: header is {header!r}, expected md5 and k")
+        structure = header.get("structure", {})
+        if not isinstance(md5, str) or not isinstance(k, int) or not isinstance(structure, dict):
+            raise BadMetadataError(f"{where}:1: header is {header!r}, expected md5, k and an object as structure")
         rows = tuple(
             TensorRow.from_dict(_parse_json(line, f"{where}:{n}", MAX_METADATA_BYTES), f"{where}:{n}")
             for n, line in enumerate(lines[1:], 2)
         )
-        return cls(md5, k, rows, str(header.get("sketch", "RSCS-1")))
+        return cls(md5, k, rows, str(header.get("sketch", "RSCS-1")), structure)
 
     def render(self) -> bytes:
         """Give the bytes of the file."""
-        header = {"schema": TABLE_SCHEMA, "md5": self.md5, "sketch": self.sketch, "k": self.k}
+        header: dict[str, Any] = {"schema": TABLE_SCHEMA, "md5": self.md5, "sketch": self.sketch, "k": self.k}
+        if self.structure:
+            header["structure"] = dict(sorted(self.structure.items()))
         lines = [header, *(row.to_dict() for row in self.rows)]
         dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
         return "".join(dump(line) + "\n" for line in lines).encode()
@@ -354,7 +359,7 @@ def describe_tensors(reader: Reader, md5: str, *, progress: Callable[[int], None
     from dvc_modelver.fingerprint import choose_k, fingerprint
 
     k = choose_k(len(reader.specs))
-    return TensorTable(md5, k, tuple(fingerprint(reader, k=k, progress=progress)))
+    return TensorTable(md5, k, tuple(fingerprint(reader, k=k, progress=progress)), structure=dict(reader.structure))
 
 
 def summarise(rows: Iterable[TensorRow]) -> dict[str, Any]:

@@ -12,8 +12,24 @@ DTYPE_BITS = {
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8,
     "BOOL": 8, "C64": 64, "C128": 128,
+    "QI32": 32, "QI16": 16, "QI8": 8, "QU8": 8,
 }  # fmt: skip
-"""Bits per element of each dtype, spelled as safetensors does."""
+"""Bits per element of each dtype, spelled as safetensors does.
+
+``QI8`` and its like hold integers that stand for real numbers by a scale and a zero point kept elsewhere in the file.
+"""
+
+BLOCKS = {
+    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34), "Q8_1": (32, 36),
+    "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+    "Q8_K": (256, 292), "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74), "IQ3_XXS": (256, 98), "IQ1_S": (256, 50),
+    "IQ4_NL": (32, 18), "IQ3_S": (256, 110), "IQ2_S": (256, 82), "IQ4_XS": (256, 136), "IQ1_M": (256, 56),
+    "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17),
+}  # fmt: skip
+"""Elements and bytes of one block of each dtype that packs values with their scale.
+
+Source: ``GGML_QUANT_SIZES`` in gguf-py of https://github.com/ggml-org/llama.cpp.
+"""
 
 _OPTIMIZER = re.compile(
     r"(^|[./])(optimizer|optimizer_state|optimizer_states|optim|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer)([./]|$)"
@@ -26,7 +42,7 @@ class TensorSpec:
 
     Attributes:
         name: The name in the file.
-        dtype: One of `DTYPE_BITS`.
+        dtype: One of `DTYPE_BITS` or `BLOCKS`.
         shape: Axis lengths, outermost first; ``()`` is a scalar.
     """
 
@@ -42,6 +58,9 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Bytes of the values, packed."""
+        if self.dtype in BLOCKS:
+            n_elements, n_bytes = BLOCKS[self.dtype]
+            return -(-self.numel // n_elements) * n_bytes
         return (self.numel * DTYPE_BITS[self.dtype] + 7) // 8
 
     @property
@@ -55,6 +74,16 @@ def find_role(name: str) -> str:
     return "optimizer" if _OPTIMIZER.search(name) else "parameter"
 
 
+def is_quantised(dtype: str) -> bool:
+    """Whether the stored numbers stand for real ones by a scale, so that only a reader can give their values."""
+    return dtype in BLOCKS or dtype[:2] in ("QI", "QU")
+
+
+def value_dtype(dtype: str) -> str:
+    """Give the dtype of a tensor's values as `Reader.iter_values` gives them: ``F32`` for a quantised one."""
+    return "F32" if is_quantised(dtype) else dtype
+
+
 def is_float(dtype: str) -> bool:
-    """Whether a dtype holds (real or complex) floating-point values."""
-    return dtype[0] in "FC" or dtype == "BF16"
+    """Whether a dtype holds, or stands for, (real or complex) floating-point values."""
+    return dtype[0] in "FC" or dtype == "BF16" or is_quantised(dtype)

@@ -138,7 +138,7 @@ def _header_sides(old: Path, new: Path) -> tuple[Side, Side]:
                 known.get(s.name) or TensorRow(name=s.name, dtype=s.dtype, shape=s.shape, role=s.role, digest="")
                 for s in sorted(reader.specs, key=lambda s: s.name)
             )
-            table = TensorTable("", 64, rows)
+            table = TensorTable("", 64, rows, structure=dict(reader.structure))
             sides.append(Side(str(path), str(path), table, None, "", reader.format, partial(_open, path, str(path))))
     return sides[0], sides[1]
 
@@ -152,6 +152,9 @@ class _Some:
 
     def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         return self.reader.iter_buffers(spec, n_bytes)
+
+    def iter_values(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
+        return self.reader.iter_values(spec, n_bytes)
 
 
 def _is_rev(repo: Repository, text: str) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.fingerprint.values import make_decoder, real_bytes
 from dvc_modelver.formats import Reader
-from dvc_modelver.tensors import TensorSpec
+from dvc_modelver.tensors import TensorSpec, value_dtype
 
 BLOCK = 1 << 17
 """Elements that are held of each side at a time."""
@@ -26,7 +26,7 @@ def is_measurable(old: TensorSpec, new: TensorSpec) -> bool:
 
 def has_numbers(spec: TensorSpec) -> bool:
     """Whether a tensor's values can be decoded; those of packed dtypes (F4, F6) cannot."""
-    return real_bytes(spec.dtype) is not None
+    return real_bytes(value_dtype(spec.dtype)) is not None
 
 
 def iter_blocks(
@@ -35,10 +35,11 @@ def iter_blocks(
     """Give both tensors, or their first `numel` elements, as real numbers of one type; valid until the next block."""
     left = max(a.numel, b.numel) if numel is None else numel
     left *= 2 if a.dtype.startswith("C") else 1
-    decode_a, decode_b = (make_decoder(s.dtype, np.empty(BLOCK, np.float32)) for s in (a, b))
+    dtypes = value_dtype(a.dtype), value_dtype(b.dtype)
+    decode_a, decode_b = (make_decoder(dtype, np.empty(BLOCK, np.float32)) for dtype in dtypes)
     sides = zip(
-        old.iter_buffers(a, BLOCK * (real_bytes(a.dtype) or 1)),
-        new.iter_buffers(b, BLOCK * (real_bytes(b.dtype) or 1)),
+        old.iter_values(a, BLOCK * (real_bytes(dtypes[0]) or 1)),
+        new.iter_values(b, BLOCK * (real_bytes(dtypes[1]) or 1)),
         strict=numel is None,
     )
     try:

@@ -158,6 +158,7 @@ class ModelDiff:
         distance: Euclidean distance ``|new - old|``, likewise.
         relative_l2_error: Absolute 95 % bound of the error of `relative_l2`; 0 when it is exact.
         parameters: Numbers of elements: ``old``, ``new`` and ``changed`` (in tensors that changed or are new).
+        structure: What else of the model differs: lines of its configuration, of its graph.
         renames: What renamed tensors have in common, one line each.
         warnings: What training seldom means to do, one line each: values that are not finite, layers gone dead.
         exact: Whether the numbers come from the values.
@@ -178,6 +179,7 @@ class ModelDiff:
     hyperparameters: tuple[FactChange, ...] = ()
     metrics: tuple[FactChange, ...] = ()
     data: tuple[FactChange, ...] = ()
+    structure: tuple[FactChange, ...] = ()
     renames: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     exact: bool = False
@@ -211,6 +213,7 @@ class ModelDiff:
             "hyperparameters": [f.to_dict() for f in self.hyperparameters],
             "metrics": [f.to_dict() for f in self.metrics],
             "data": [f.to_dict() for f in self.data],
+            "structure": [f.to_dict() for f in self.structure],
             "groups": [group.to_dict() for group in group_tensors(self.tensors)],
             "renames": list(self.renames),
             "warnings": list(self.warnings),
@@ -271,6 +274,7 @@ def compare(
         hyperparameters=facts["hyperparameters"],
         metrics=facts["metrics"],
         data=facts["data"],
+        structure=_structure(old, new),
         warnings=tuple(_warnings(tensors)),
         renames=matching.rules,
         exact=exact,
@@ -412,10 +416,20 @@ def _facts(old: ModelMetadata | None, new: ModelMetadata | None) -> dict[str, tu
             {str(d.get("path")): d.get("md5") for d in (b.data if b else None) or ()},
         ),
     }
-    return {
-        kind: tuple(FactChange(n, x.get(n), y.get(n)) for n in dict.fromkeys([*x, *y]) if x.get(n) != y.get(n))
-        for kind, (x, y) in pairs.items()
-    }
+    return {kind: _changed(x, y) for kind, (x, y) in pairs.items()}
+
+
+def _structure(old: Side | None, new: Side | None) -> tuple[FactChange, ...]:
+    """Compare the structures of two files that both have one; another container's has nothing in common with it."""
+    a, b = (side.table.structure if side is not None and side.table is not None else {} for side in (old, new))
+    return _changed(a, b) if a and b else ()
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[FactChange, ...]:
+    names = dict.fromkeys([*old, *new])
+    return tuple(
+        FactChange(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n) or (n in old) != (n in new)
+    )
 
 
 def _rounded(value: float | None) -> float | None:

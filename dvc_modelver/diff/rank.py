@@ -37,7 +37,8 @@ def find_rank(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> int | N
     rows = a.shape[0] if len(a.shape) > 1 else 0
     columns = a.numel // rows if rows else 0
     step = max(_ROUNDING.get(s.dtype, 0.0) for s in (a, b))
-    if min(rows, columns) < 16 or a.shape != b.shape or not step:
+    coarse = any(s.dtype not in _ROUNDING for s in (a, b))
+    if min(rows, columns) < 16 or a.shape != b.shape or coarse:
         return None
     limit = min(MAX_RANK, min(rows, columns) // 8)
     corner, size = _corner(old, a, new, b, min(rows, _PROBE), columns, min(columns, _PROBE))

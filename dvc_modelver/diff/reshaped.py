@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dvc_modelver.diff.blocks import BLOCK, iter_blocks
 from dvc_modelver.diff.exact import Measured, Sums
 from dvc_modelver.formats import Reader
-from dvc_modelver.tensors import TensorSpec
+from dvc_modelver.tensors import BLOCKS, TensorSpec
 
 MAX_ROWS = 2_000_000
 """Rows that are told apart one by one; each takes about 100 bytes of memory."""
@@ -56,9 +56,9 @@ def match_rows(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> Rows |
     """Count the rows that two tensors share: a vocabulary that was trimmed anywhere, not only at its end.
 
     Returns:
-        None where the rows are not of one shape and dtype, or are too many.
+        None where the rows are not of one shape and dtype, are too many, or are packed in blocks.
     """
-    if a.dtype != b.dtype or a.shape[1:] != b.shape[1:] or max(a.shape[0], b.shape[0]) > MAX_ROWS:
+    if a.dtype in BLOCKS or a.dtype != b.dtype or a.shape[1:] != b.shape[1:] or max(a.shape[0], b.shape[0]) > MAX_ROWS:
         return None
     first, second = _row_digests(old, a), _row_digests(new, b)
     same = sum((first & second).values())

@@ -39,7 +39,7 @@ def convert(file: str) -> str:
 
 
 def render_table(table: TensorTable) -> str:
-    """Give a header line, then one line per tensor: norm, mean, std, digest, dtype, shape, name."""
+    """Give a header line, one line per tensor (norm, mean, std, digest, dtype, shape, name), then the structure."""
     columns = "norm, mean, std, digest, dtype, shape, name"
     lines = [f"{len(table.rows)} tensors of {table.md5}: {columns} (--ext-diff compares them)"]
     for row in table.rows:
@@ -48,6 +48,7 @@ def render_table(table: TensorTable) -> str:
         lines.append(
             f"{numbers}  {row.digest.removeprefix('blake3:')[:8]}  {row.dtype:<4} {shape:<12} {printable(row.name)}"
         )
+    lines += [f"{printable(name)}: {printable(str(value))}" for name, value in sorted(table.structure.items())]
     return "".join(line + "\n" for line in lines)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.fingerprint.row import TensorRow, round_statistic
-from dvc_modelver.tensors import TensorSpec
+from dvc_modelver.tensors import TensorSpec, is_quantised, value_dtype
 
 if TYPE_CHECKING:
     from dvc_modelver.fingerprint.sketch import Workspace
@@ -27,7 +27,11 @@ class TensorSource(Protocol):
         ...
 
     def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
-        """Give the values, little-endian in C order, in buffers of `n_bytes` but for the last."""
+        """Give the stored values, little-endian in C order, in buffers of `n_bytes` but for the last."""
+        ...
+
+    def iter_values(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
+        """Give the values as real numbers: those that a quantised tensor stands for."""
         ...
 
 
@@ -74,12 +78,14 @@ def _describe(
     from dvc_modelver.fingerprint.values import real_bytes
 
     digest = TensorDigest()
-    size = real_bytes(spec.dtype)
-    sketch = SketchAccumulator(spec.dtype, spec.numel, workspace) if size else None
+    packed = is_quantised(spec.dtype)
+    dtype = value_dtype(spec.dtype)
+    size = real_bytes(dtype)
+    sketch = SketchAccumulator(dtype, spec.numel, workspace) if size else None
     n_read = 0
     for buffer in reader.iter_buffers(spec, CHUNK * (size or 1)):
         digest.update(buffer)
-        if sketch:
+        if sketch and not packed:
             sketch.update(buffer)
         n_read += len(buffer)
         if progress:
@@ -88,6 +94,9 @@ def _describe(
         raise BadModelError(f"tensor {spec.name!r}: ended early, found {n_read} of {spec.nbytes} bytes")
     if sketch is None:
         return TensorRow(name=spec.name, dtype=spec.dtype, shape=spec.shape, role=spec.role, digest=digest.finish())
+    if packed:
+        for buffer in reader.iter_values(spec, CHUNK * (size or 1)):
+            sketch.update(buffer)
     facts = sketch.finish()
     return TensorRow(
         name=spec.name,

@@ -1,42 +1,48 @@
 """Model files: one small module per format behind one `Reader`, found by content first and name second.
 
-Importing this package loads neither numpy nor any framework.
+Every module of a format has the same four names: ``FORMAT``, ``SUFFIXES``, ``matches(file)`` (does the content look
+like it?) and ``open_file(source, name, folder)``. Another package adds one by an entry point in the group
+``dvc_modelver.formats`` that names such a module. Importing this package loads neither numpy nor any format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, cast
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats import npz, safetensors
-from dvc_modelver.formats.base import Reader
+from dvc_modelver.formats.base import Folder, LocalFolder, Reader
 
-__all__ = ["Reader", "known_suffixes", "open_reader"]
+__all__ = ["Folder", "LocalFolder", "Reader", "known_suffixes", "open_reader"]
 
+ENTRY_POINTS = "dvc_modelver.formats"
 
-@dataclass(frozen=True)
-class _Format:
-    name: str
-    suffixes: tuple[str, ...]
-    matches: Callable[[BinaryIO], bool]
-    open: Callable[[Path | BinaryIO, str], Reader]
-
-
-_FORMATS = (
-    _Format(safetensors.FORMAT, safetensors.SUFFIXES, safetensors.is_safetensors, safetensors.SafetensorsReader),
-    _Format(npz.FORMAT, npz.SUFFIXES, npz.is_npz, npz.NpzReader),
-)
+_FORMATS: dict[str, tuple[str, ...]] = {
+    "safetensors": (".safetensors",),
+    "npz": (".npz",),
+}
+"""The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 
 
-def open_reader(source: Path | BinaryIO, name: str = "") -> Reader | None:
+class _Format(Protocol):
+    FORMAT: str
+    SUFFIXES: tuple[str, ...]
+
+    def matches(self, file: BinaryIO) -> bool: ...
+
+    def open_file(self, source: Path | BinaryIO, name: str, folder: Folder | None) -> Reader: ...
+
+
+def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None = None) -> Reader | None:
     """Open a model file by what it holds; its name decides only where the content does not.
 
     Args:
         source: A path, or a seekable binary file object, of which only the parts asked for are read.
         name: How the file is called, for its suffix and in errors; the path's own where there is one.
+        folder: The files beside it, for a format that keeps its values in several.
 
     Returns:
         A reader, to be closed by the caller; None for a format that no reader knows.
@@ -46,25 +52,51 @@ def open_reader(source: Path | BinaryIO, name: str = "") -> Reader | None:
         OSError: The file cannot be opened.
     """
     name = name or (str(source) if isinstance(source, Path) else str(getattr(source, "name", "")))
+    claimed = _find_claimed(name)
     if isinstance(source, Path):
         with source.open("rb") as file:
-            found = _find_by_content(file)
+            found = _find_by_content(file, claimed)
     else:
-        found = _find_by_content(source)
-    claimed = next((known for known in _FORMATS if name.lower().endswith(known.suffixes)), None)
-    if found and claimed and found is not claimed:
+        found = _find_by_content(source, claimed)
+    if found and claimed and found.FORMAT != claimed.FORMAT:
         raise BadModelError(
-            f"{name}: found a file in the format {found.name}, expected {claimed.name} by its name",
-            hint=f"rename it to end in {found.suffixes[0]}",
+            f"{name}: found a file in the format {found.FORMAT}, expected {claimed.FORMAT} by its name",
+            hint=f"rename it to end in {found.SUFFIXES[0]}",
         )
     chosen = found or claimed
-    return chosen.open(source, name) if chosen else None
+    return chosen.open_file(source, name, folder) if chosen else None
 
 
 def known_suffixes() -> tuple[str, ...]:
     """Give the suffixes of the formats that have a reader, with their dots."""
-    return tuple(suffix for known in _FORMATS for suffix in known.suffixes)
+    ours = (suffix for suffixes in _FORMATS.values() for suffix in suffixes)
+    return (*ours, *(suffix for known in _plugins() for suffix in known.SUFFIXES))
 
 
-def _find_by_content(file: BinaryIO) -> _Format | None:
-    return next((known for known in _FORMATS if known.matches(file)), None)
+def _find_claimed(name: str) -> _Format | None:
+    for module, suffixes in _FORMATS.items():
+        if name.lower().endswith(suffixes):
+            return _load(module)
+    return next((known for known in _plugins() if name.lower().endswith(known.SUFFIXES)), None)
+
+
+def _find_by_content(file: BinaryIO, claimed: _Format | None) -> _Format | None:
+    if claimed is not None and claimed.matches(file):
+        return claimed
+    return next((known for known in _iter_formats() if known.matches(file)), None)
+
+
+def _iter_formats() -> Iterator[_Format]:
+    yield from map(_load, _FORMATS)
+    yield from _plugins()
+
+
+def _load(module: str) -> _Format:
+    return cast(_Format, import_module(f"{__name__}.{module}"))
+
+
+@cache
+def _plugins() -> tuple[_Format, ...]:
+    from importlib.metadata import entry_points
+
+    return tuple(cast(_Format, entry.load()) for entry in entry_points(group=ENTRY_POINTS))

@@ -7,11 +7,15 @@ ever executed, and nothing it declares is believed before it is checked against 
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import math
+import os
 import reprlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType, TracebackType
 from typing import BinaryIO, Protocol, Self, cast
 
 from dvc_modelver.errors import BadModelError
@@ -19,6 +23,11 @@ from dvc_modelver.tensors import TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_ELEMENTS = 2**63 - 1
+MAX_STRUCTURE = 5_000
+MAX_VISITED = 200_000
+MAX_SCALAR_CHARS = 200
+
+Scalar = str | int | float | bool | None
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
@@ -32,12 +41,15 @@ class Reader(Protocol):
     Attributes:
         format: ``"safetensors"``, ``"npz"``...
         framework: ``"pytorch"``, ``"tensorflow"``... where the file itself says so, else None.
-        specs: Every tensor, sorted by name.
+        specs: Every tensor, sorted by name; tied ones once, under the first of their names.
+        structure: What else makes the model: layers of a configuration, nodes of a graph, classes of a pipeline,
+            names of tied tensors. Flat, as `flatten` gives it; empty where the format has nothing of the kind.
     """
 
     format: str
     framework: str | None
     specs: tuple[TensorSpec, ...]
+    structure: Mapping[str, Scalar]
 
     def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give a tensor's values: C order of its logical shape, little-endian, in the stored dtype.
@@ -54,6 +66,17 @@ class Reader(Protocol):
         """
         ...
 
+    def iter_values(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
+        """Give a tensor's values as real numbers, of the dtype `tensors.value_dtype`.
+
+        What `iter_buffers` gives, but for a quantised tensor: the float32 values it stands for.
+
+        Args:
+            spec: One of `specs`.
+            n_bytes: As for `iter_buffers`, of what is given.
+        """
+        ...
+
     def close(self) -> None:
         """Release the file, if the reader opened it; a caller's file object stays open."""
         ...
@@ -65,6 +88,53 @@ class Reader(Protocol):
     ) -> None: ...
 
 
+class Folder(Protocol):
+    """The files of one model, wherever they lie: a folder on disk, a ``.dir`` object of the cache or of a remote."""
+
+    def names(self) -> Sequence[str]:
+        """Give the paths of all files in it, relative, with ``/``, sorted."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """Open one of `names` for reading; the caller closes it.
+
+        Raises:
+            BadModelError: There is no such file in the folder; links and ``..`` lead nowhere.
+        """
+        ...
+
+
+class LocalFolder:
+    """A folder on disk. Links that lead out of it, and hidden files, are not part of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> Sequence[str]:
+        """Give the paths of all files in it; see `Folder`."""
+        found = []
+        for top, folders, files in os.walk(self.path):
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            for name in files:
+                path = Path(top, name)
+                if not name.startswith(".") and self._holds(path):
+                    found.append(path.relative_to(self.path).as_posix())
+        return sorted(found)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open one of `names`; see `Folder`."""
+        path = self.path / name
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not self._holds(path):
+            raise BadModelError(
+                f"{self.path}: names the file {quote(name)}, expected one inside this folder",
+                hint="put the file there, and track the folder as one model",
+            )
+        return cast(BinaryIO, path.open("rb", buffering=0))
+
+    def _holds(self, path: Path) -> bool:
+        return path.is_file() and path.resolve().is_relative_to(self.path.resolve())
+
+
 class FileReader:
     """Holds the file of a reader, and closes it only if it was opened here.
 
@@ -72,6 +142,9 @@ class FileReader:
         source: A path, or a seekable binary file object (a remote file read by range, too).
         name: How errors call the file; the path where there is one.
     """
+
+    specs: tuple[TensorSpec, ...]
+    structure: Mapping[str, Scalar] = MappingProxyType({})
 
     def __init__(self, source: Path | BinaryIO, name: str = "") -> None:
         self._owned = isinstance(source, Path)
@@ -91,6 +164,14 @@ class FileReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
+        """Give a tensor's values as they are stored; see `Reader`."""
+        raise NotImplementedError
+
+    def iter_values(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
+        """Give a tensor's values as real numbers; see `Reader`. A format with quantised tensors has its own."""
+        return self.iter_buffers(spec, n_bytes)
 
     def _take_buffer(self, n_bytes: int) -> bytearray:
         # Fresh pages cost as much as hashing them: one tensor hands its buffer on to the next. Two
@@ -157,3 +238,59 @@ def count_elements(shape: Iterable[int]) -> int | None:
 def quote(value: object) -> str:
     """Give a name or value from a file as it may be printed: quoted, escaped, no longer than a line."""
     return _SHORT.repr(value)
+
+
+def flatten(value: object, prefix: str = "") -> dict[str, Scalar]:
+    """Give a nested configuration as flat names and scalars, bounded in size, so that two can be compared line by line.
+
+    Members are joined with ``.``; lists of scalars stay one JSON text; what is longer than `MAX_SCALAR_CHARS` becomes
+    its digest, and beyond `MAX_STRUCTURE` names the rest is one digest under ``...``.
+
+    Args:
+        value: Mappings, sequences and scalars; anything else is given by its `quote`.
+        prefix: Put before every name.
+    """
+    found: dict[str, Scalar] = {}
+    rest = hashlib.sha256()
+    todo: list[tuple[str, object]] = [(prefix, value)]
+    for _ in range(MAX_VISITED):
+        if not todo:
+            break
+        name, item = todo.pop()
+        if isinstance(item, Mapping) and item:
+            todo.extend((f"{name}.{key}" if name else str(key), member) for key, member in reversed(list(item.items())))
+        elif isinstance(item, list | tuple) and any(isinstance(member, Mapping | list | tuple) for member in item):
+            todo.extend((f"{name}.{i}" if name else str(i), item[i]) for i in reversed(range(len(item))))
+        elif len(found) < MAX_STRUCTURE:
+            found[printable(name)] = _scalar(item)
+        else:
+            rest.update(f"{name}={item!r}\n".encode("utf-8", "backslashreplace"))
+            found["..."] = ""
+    if todo or "..." in found:
+        found["..."] = "sha256:" + rest.hexdigest()[:32]
+    return found
+
+
+def printable(text: str) -> str:
+    """Give text with its control characters and lone surrogates escaped, so that it may reach a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _scalar(item: object) -> Scalar:
+    if item is None or isinstance(item, bool):
+        return item
+    if isinstance(item, int):
+        return item if item.bit_length() < 64 else str(item)[:MAX_SCALAR_CHARS]
+    if isinstance(item, float):
+        return item if math.isfinite(item) else str(item)
+    if isinstance(item, str):
+        text = printable(item)
+    elif isinstance(item, list | tuple):
+        text = json.dumps([_scalar(member) for member in item])
+    elif isinstance(item, Mapping):
+        text = "{}"
+    else:
+        text = quote(item)
+    if len(text) <= MAX_SCALAR_CHARS:
+        return text
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:32]} ({len(text):,} characters)"

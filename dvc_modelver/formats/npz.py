@@ -24,6 +24,7 @@ from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import (
     MAX_HEADER_BYTES,
     FileReader,
+    Folder,
     count_elements,
     ended_early,
     fill,
@@ -55,7 +56,7 @@ _REFUSED_KINDS = {
 _HINT = "save it again as safetensors, or with plain numeric arrays"
 
 
-def is_npz(file: BinaryIO) -> bool:
+def matches(file: BinaryIO) -> bool:
     """Tell whether a file is a zip archive whose first member is called ``*.npy``."""
     n_bytes = measure(file)
     if n_bytes < 30:
@@ -75,6 +76,11 @@ class _Member:
     item_bytes: int
     is_swapped: bool
     is_fortran: bool
+
+
+def open_file(source: Path | BinaryIO, name: str, folder: Folder | None = None) -> NpzReader:
+    """Open a file of this format; it is whole without the files beside it."""
+    return NpzReader(source, name)
 
 
 class NpzReader(FileReader):

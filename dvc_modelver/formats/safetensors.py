@@ -16,6 +16,7 @@ from dvc_modelver.formats.base import (
     MAX_ELEMENTS,
     MAX_HEADER_BYTES,
     FileReader,
+    Folder,
     count_elements,
     ended_early,
     fill,
@@ -32,13 +33,18 @@ _FRAMEWORKS = {"pt": "pytorch", "tf": "tensorflow", "np": "numpy", "mlx": "mlx",
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 
 
-def is_safetensors(file: BinaryIO) -> bool:
+def matches(file: BinaryIO) -> bool:
     """Tell whether a file begins as safetensors does: a possible header length, then ``{``."""
     n_bytes = measure(file)
     if n_bytes < 10:
         return False
     start = read_exactly(file, 0, 9, FORMAT)
     return int.from_bytes(start[:8], "little") <= min(MAX_HEADER_BYTES, n_bytes - 8) and start[8:] == b"{"
+
+
+def open_file(source: Path | BinaryIO, name: str, folder: Folder | None = None) -> SafetensorsReader:
+    """Open a file of this format; it is whole without the files beside it."""
+    return SafetensorsReader(source, name)
 
 
 class SafetensorsReader(FileReader):

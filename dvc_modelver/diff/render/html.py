@@ -44,6 +44,7 @@ def _model(change: ModelDiff) -> dict[str, Any]:
         "said": [*(line.strip() for line in summary_lines(change, unicode=True)), *change.renames],
         "warnings": list(change.warnings),
         "metrics": [f.to_dict() for f in change.metrics],
+        "structure": [f.to_dict() for f in change.structure],
         "hyperparameters": [f.to_dict() for f in change.hyperparameters],
         "data": [f.to_dict() for f in change.data],
         "tensors": [_tensor(t) for t in change.tensors],

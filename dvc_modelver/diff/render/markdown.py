@@ -57,6 +57,7 @@ def _model(change: ModelDiff, limit: int) -> str:
         ("Metric", change.metrics),
         ("Hyper-parameter", change.hyperparameters),
         ("Data", change.data),
+        ("Structure", change.structure),
     ):
         head += _facts(title, facts)
     text = "\n".join(head) + "\n"

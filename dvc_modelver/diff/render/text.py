@@ -23,6 +23,8 @@ from dvc_modelver.diff.render.fold import Line, folded, unfolded
 
 MAX_LINES = 40
 """Lines of tensors in a folded report; the rest is counted."""
+MAX_FACTS = 40
+"""Lines of each kind of facts."""
 _SIGN = {"modified": "~", "added": "+", "removed": "-", "renamed": ">", "unchanged": "="}
 
 
@@ -70,6 +72,7 @@ def render_text(
         ("hyper-parameters", change.hyperparameters),
         ("metrics", change.metrics),
         ("data", change.data),
+        ("structure", change.structure),
     ):
         out += _fact_lines(title, facts, palette, unicode)
     return "".join(line.rstrip() + "\n" for line in out)
@@ -143,6 +146,8 @@ def _fact_lines(title: str, facts: Iterable[FactChange], palette: Palette, unico
     rows = list(facts)
     if not rows:
         return []
+    more = len(rows) - MAX_FACTS if len(rows) > MAX_FACTS + 1 else 0
+    rows = rows[: len(rows) - more]
     arrow = "→" if unicode else "->"
     width = max(len(printable(f.name)) for f in rows)
     out = ["", palette.paint("frag", f"  {title}")]
@@ -150,7 +155,7 @@ def _fact_lines(title: str, facts: Iterable[FactChange], palette: Palette, unico
         step = f"  ({f.new - f.old:+.4g})" if title == "metrics" and are_numbers(f) else ""
         text = f"    {printable(f.name):<{width}}  {value_text(f.old)} {arrow} {value_text(f.new)}{step}"
         out.append(palette.paint("new" if f.old is None else "old" if f.new is None else "", text))
-    return out
+    return [*out, f"    and {more} more (modelver diff --json)"] if more else out
 
 
 def _squeezed(text: str, width: int) -> str:
