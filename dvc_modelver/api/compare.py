@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dvc_modelver.api.select import Selected, find_known, select, split_reference
-from dvc_modelver.diff.compare import ModelDiff, Side, compare
+from dvc_modelver.diff.changes import ModelDiff, Side
+from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, ModelverError, NotFoundError, UsageError
 from dvc_modelver.fingerprint import fingerprint
 from dvc_modelver.fingerprint.row import TensorRow
@@ -126,13 +127,16 @@ def compare_files(old: Path, new: Path, *, exact: bool = False) -> ModelDiff:
 
 
 def _header_sides(old: Path, new: Path) -> tuple[Side, Side]:
-    """Give two files by their headers; tensors that only one of them names are fingerprinted, to be found renamed."""
+    """Give two files by their headers; what only one of them names is fingerprinted, to be found renamed.
+
+    So are scalars, which say how the others are applied.
+    """
     with _open(old, str(old)) as first, _open(new, str(new)) as second:
         names = [{spec.name for spec in reader.specs} for reader in (first, second)]
         sides = []
         for path, reader, others in ((old, first, names[1]), (new, second, names[0])):
             apart = names[0] - names[1] and names[1] - names[0]
-            lonely = [spec for spec in reader.specs if apart and spec.name not in others]
+            lonely = [spec for spec in reader.specs if spec.numel == 1 or (apart and spec.name not in others)]
             known = {row.name: row for row in fingerprint(_Some(reader, tuple(lonely)), k=64)}
             rows = tuple(
                 known.get(s.name) or TensorRow(name=s.name, dtype=s.dtype, shape=s.shape, role=s.role, digest="")

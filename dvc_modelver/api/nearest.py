@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dvc_modelver.api.compare import file_side, selected_side
 from dvc_modelver.api.select import select
-from dvc_modelver.diff.compare import ModelDiff, Side, TensorChange, compare
+from dvc_modelver.diff.changes import ModelDiff, Side, TensorChange
+from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, UsageError
 from dvc_modelver.fingerprint.estimate import Estimate, combine, one_sided
 from dvc_modelver.metadata import TensorTable, table_path

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dvc_modelver.diff.compare import Side, compare
+from dvc_modelver.diff.changes import Side
+from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, BadModelError, NotFoundError
 from dvc_modelver.formats import open_reader
 from dvc_modelver.metadata import (
