@@ -5,6 +5,8 @@ Standard library only: Git waits for the text.
 
 from __future__ import annotations
 
+import math
+
 from dvc_modelver.diff.adapters import is_second_factor
 from dvc_modelver.diff.changes import FactChange, ModelDiff, Side, TensorChange, unravel
 from dvc_modelver.diff.render.fold import Line
@@ -136,6 +138,15 @@ def distance_text(line: Line, unicode: bool) -> str:
     if not found.error or found.error < NEGLIGIBLE_ERROR * found.relative_l2 or found.relative_l2 < PRINTED_L2:
         return text
     return f"{text} {'±' if unicode else '+-'} {found.error:.1g}"
+
+
+def bar_text(line: Line) -> str:
+    """Draw the distance of a line: two columns for each power of ten from 1e-4, all eight from 1 on."""
+    distance = combine(t.measured for t in line.tensors).relative_l2
+    if not distance:
+        return ""
+    eighths = round(8 * min(max(2 * (math.log10(distance) + 4), 0.125), 8))
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def cosine_of_line(line: Line) -> str:
