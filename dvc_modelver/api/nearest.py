@@ -73,7 +73,7 @@ def similar(reference: str, *, limit: int | None = None, folder: Path | None = N
 def _wanted(repo: Repository, reference: str) -> tuple[Side, tuple[str, str]]:
     inside = repo.repo_path(reference)
     tracked = {m.path for m in repo.models(repo.work_tree)}
-    if Path(reference).is_file() and inside not in tracked:
+    if Path(reference).exists() and inside not in tracked:
         return file_side(reference), ("", "")
     chosen = select(repo, reference)
     return selected_side(repo, chosen), (chosen.model.name, chosen.metadata.md5)
