@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,8 +68,15 @@ def status(folder: Path | None = None) -> list[ModelStatus]:
 
 
 def _untracked(repo: Repository) -> Iterator[ModelStatus]:
+    folders: set[str] = set()
     for path in repo.git.paths("ls-files", "-o", "--exclude-standard", "-z"):
         if repo.settings.is_model(path, known_suffixes()):
+            top = posixpath.dirname(path)
+            if top and repo.is_model_folder(top):
+                if top not in folders:
+                    folders.add(top)
+                    yield ModelStatus(f"{top}/", "untracked", "one model, not tracked yet", f"modelver add {word(top)}")
+                continue
             hint = "git add" if repo.settings.is_gated(path) else "modelver add"
             yield ModelStatus(path, "untracked", "not tracked yet", f"{hint} {word(path)}")
     for change in repo.git.staged_changes():

@@ -157,6 +157,13 @@ def test_a_folder_is_loaded_compared_moved_and_removed(two: Sandbox, tmp_path: P
     assert not (two.path / "models/renamed").exists()
 
 
+def test_status_offers_a_new_folder_as_one_model(two: Sandbox) -> None:
+    write_folder(two.path / "new", weights(1))
+    lines = [line for line in two.modelver("status").splitlines() if "new/" in line]
+    assert len(lines) == 1
+    assert "modelver add new" in lines[0]
+
+
 def test_a_missing_shard_is_named_and_the_commit_goes_on(two: Sandbox) -> None:
     (two.path / MODEL / SHARDS[0]).unlink()
     assert SHARDS[0] in two.run("git", "commit", "-am", "broken").stderr
