@@ -25,6 +25,7 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "npz": (".npz",),
     "npy": (".npy",),
     "gguf": (".gguf",),
+    "tensorflow": (".index",),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 

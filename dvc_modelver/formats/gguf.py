@@ -129,7 +129,7 @@ class GgufReader(FileReader):
         _check_places(entries, header.n_file_bytes - data_begin, header)
         self.specs = tuple(sorted((spec for spec, _ in entries), key=lambda spec: spec.name))
         self._begins = {spec.name: data_begin + offset for spec, offset in entries}
-        self.structure = flatten(facts)
+        self.structure = flatten(facts) if facts else {}
 
 
 class _Header:
