@@ -18,9 +18,9 @@ from dvc_modelver.formats.base import quote
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 FOOTER_BYTES = 48
-MAX_ENTRIES = 200_000
+MAX_ENTRIES = 100_000
 MAX_KEY_BYTES = 8_192
-MAX_ALL_KEYS_BYTES = 64 << 20
+MAX_ALL_KEYS_BYTES = 32 << 20
 
 _TRAILER_BYTES = 5
 _MAX_CHECKED_BYTES = 1 << 20

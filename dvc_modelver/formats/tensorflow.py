@@ -284,19 +284,20 @@ def _read_index(data: bytes, name: str) -> tuple[int, dict[str, _Entry]]:
     n_shards = 0
     entries: dict[str, _Entry] = {}
     slices: dict[bytes, _Entry] = {}
+    shapes: dict[bytes, tuple[int, ...]] = {}
     for key, begin, end in Table(data, name).iter_entries():
         if not n_shards:
             if key:
                 raise _bad(name, f"begins with the key {quote(key)}, expected the header of a checkpoint")
             n_shards = _read_header(walker, begin, end, name)
         elif key.startswith(b"\0"):
-            slices[key] = _read_entry(walker, begin, end, f"{name}: slice {quote(key)}", n_shards)
+            slices[key] = _read_entry(walker, begin, end, f"{name}: slice {quote(key)}", n_shards, shapes)
         else:
             try:
                 variable = key.decode()
             except UnicodeDecodeError as err:
                 raise _bad(name, f"has the key {quote(key)}, expected UTF-8") from err
-            entries[variable] = _read_entry(walker, begin, end, f"{name}: variable {quote(variable)}", n_shards)
+            entries[variable] = _read_entry(walker, begin, end, f"{name}: variable {quote(variable)}", n_shards, shapes)
     if not n_shards:
         raise _bad(name, "is empty, expected the header of a checkpoint")
     for variable, entry in entries.items():
@@ -317,15 +318,20 @@ def _read_header(walker: Walker, begin: int, end: int, name: str) -> int:
     return n_shards
 
 
-def _read_entry(walker: Walker, begin: int, end: int, where: str, n_shards: int) -> _Entry:
+def _read_entry(
+    walker: Walker, begin: int, end: int, where: str, n_shards: int, shapes: dict[bytes, tuple[int, ...]]
+) -> _Entry:
     numbers: dict[int, int] = {}
-    shape: list[int] = []
+    shape: tuple[int, ...] = ()
     slices = []
     for field in walker.fields(begin, end):
         if field.wire != BYTES:
             numbers[field.number] = field.value
         elif field.number == 2:
-            shape += _iter_axes(walker, field)
+            stored = walker.read(field.start, field.end)
+            if stored not in shapes:
+                shapes[stored] = tuple(_iter_axes(walker, field))
+            shape = shapes[stored]
         elif field.number == 7:
             slices.append(tuple(_iter_ranges(walker, field)))
     dtype, shard, n_bytes = numbers.get(1, 0), numbers.get(3, 0), numbers.get(5, 0)
@@ -336,10 +342,10 @@ def _read_entry(walker: Walker, begin: int, end: int, where: str, n_shards: int)
     if len(shape) > MAX_AXES or count_elements(shape) is None:
         raise _bad(where, f"has shape {quote(shape)}, expected axis lengths with a product below 2^63")
     if dtype in DTYPES and not slices:
-        n_expected = TensorSpec("", DTYPES[dtype], tuple(shape)).nbytes
+        n_expected = TensorSpec("", DTYPES[dtype], shape).nbytes
         if n_bytes != n_expected:
             raise _bad(where, f"has {n_bytes} bytes, expected {n_expected} for {DTYPES[dtype]} {quote(shape)}")
-    return _Entry(dtype, tuple(shape), shard, numbers.get(4, 0), n_bytes, numbers.get(6, 0) & 0xFFFFFFFF, tuple(slices))
+    return _Entry(dtype, shape, shard, numbers.get(4, 0), n_bytes, numbers.get(6, 0) & 0xFFFFFFFF, tuple(slices))
 
 
 def _iter_axes(walker: Walker, shape: Field) -> Iterator[int]:

@@ -26,7 +26,8 @@ _SLOT = "/.OPTIMIZER_SLOT/"
 _TRAINED = "/_trainable_variables/"
 _OPTIMIZER_ATTRIBUTES = (("_iterations",), ("iter", "learning_rate"))
 _MAX_DEPTH = 64
-_MAX_PATHS_CHARS = 64 << 20
+_MAX_REFERENCES = 200_000
+_MAX_PATHS_CHARS = 16 << 20
 _COUNTERS = frozenset({"save_counter", "global_step", "beta1_power", "beta2_power"})
 _NAMED_SLOT = re.compile(
     r"(.+)/(?:(?:Adam|AdaMax|Adadelta|Adagrad|AdagradDA|Ftrl|Momentum|RMSProp)(?:_\d+)?|adam_[mv])"
@@ -80,7 +81,7 @@ def read_graph(walker: Walker, begin: int, end: int) -> dict[str, str]:
     Raises:
         BadModelError: The graph is damaged.
     """
-    nodes = [_read_node(walker, f) for f in walker.fields(begin, end) if f.number == 1 and f.wire == BYTES]
+    nodes = _read_nodes(walker, begin, end)
     paths: dict[int, str] = {0: ""}
     todo = deque(paths)
     n_chars = 0
@@ -103,6 +104,18 @@ class _Node(NamedTuple):
     children: list[tuple[str, int]]
     keys: list[str]
     is_optimizer: bool
+
+
+def _read_nodes(walker: Walker, begin: int, end: int) -> list[_Node]:
+    nodes: list[_Node] = []
+    n_references = 0
+    for field in walker.fields(begin, end):
+        if field.number == 1 and field.wire == BYTES:
+            nodes.append(_read_node(walker, field))
+            n_references += len(nodes[-1].children) + len(nodes[-1].keys)
+            if len(nodes) + n_references > _MAX_REFERENCES:
+                raise walker.bad(begin, f"found more than {_MAX_REFERENCES} objects and references, expected fewer")
+    return nodes
 
 
 def _read_node(walker: Walker, node: Field) -> _Node:
