@@ -23,6 +23,9 @@ ENTRY_POINTS = "dvc_modelver.formats"
 _FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "npz": (".npz",),
+    "npy": (".npy",),
+    "gguf": (".gguf",),
+    "tensorflow": (".index",),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 
