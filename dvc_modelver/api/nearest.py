@@ -113,10 +113,10 @@ def _may_be_related(a: TensorTable, b: TensorTable) -> bool:
 
 def origin_line(metadata: ModelMetadata, origin: Ranked) -> str:
     """Say what a new model is a variant of, and what was measured."""
-    dtypes = ", ".join(sorted(metadata.model.dtypes or {}))
+    kind = ", ".join([metadata.model.format, *sorted(metadata.model.dtypes or {})])
     return (
         f"{metadata.model.path}: a variant of {origin.name}@{origin.number} by its values (cosine "
-        f"{cosine_text(origin.change.cosine or 0)}, relative L2 {origin.distance or 0:.2g}; {metadata.model.format}, {dtypes})"
+        f"{cosine_text(origin.change.cosine or 0)}, relative L2 {origin.distance or 0:.2g}; {kind})"
     )
 
 
