@@ -15,10 +15,21 @@ from dvc_modelver.formats.base import quote
 from dvc_modelver.formats.pickles import Call, Global, Span
 from dvc_modelver.formats.torch_container import HINT, Storage
 from dvc_modelver.formats.torch_dtypes import RESEMBLING
-from dvc_modelver.formats.torch_tensors import Absent, Parsed, Several, TensorParser, View, find_numpy_scalar
+from dvc_modelver.formats.torch_tensors import (
+    Absent,
+    Parsed,
+    Several,
+    TensorParser,
+    View,
+    find_numpy_scalar,
+    find_subclass,
+    unwrap,
+)
 from dvc_modelver.tensors import find_role
 
-MAX_OBJECTS = 1_000_000
+MAX_OBJECTS = 250_000
+"""Tensors, scalars and containers; of a list of scalars, each sixteenth."""
+
 MAX_NESTING = 100
 MAX_NAME_CHARS = 2_000
 
@@ -100,13 +111,22 @@ class Walk:
     def _visit_sequence(self, name: str, members: list[object] | tuple[object, ...] | Iterable[object]) -> None:
         items = list(members)
         if all(isinstance(item, _SCALARS) for item in items):
-            self._count(len(items))
+            self._count(len(items) // 16)
             self._note(name, [str(item) if isinstance(item, Global | bytes | Span) else item for item in items])
             return
         for i, item in enumerate(items):
             self._visit(_join(name, str(i)), item)
 
     def _visit_object(self, name: str, made: Call) -> None:
+        inner, subclass = unwrap(made), find_subclass(made)
+        if inner is not made:
+            self._visit(name, inner)
+            return
+        if subclass is not None:
+            # A tensor whose values are other tensors', its attributes.
+            self._note(_join(name, "__class__"), subclass[1])
+            self._visit(name, subclass[2])
+            return
         number = find_numpy_scalar(made)
         if number is not None:
             self._note(name, number)
