@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import quote
 from dvc_modelver.formats.pickles import Call, Global, Span
-from dvc_modelver.formats.torch_container import HINT, Storage
+from dvc_modelver.formats.torch_container import HINT, Storage, demangle
 from dvc_modelver.formats.torch_dtypes import RESEMBLING
 from dvc_modelver.formats.torch_tensors import (
     Absent,
@@ -254,4 +254,4 @@ def _class_of(made: Call) -> str:
     # `copyreg._reconstructor(cls, object, None)` is how protocols 0 and 1 say `cls`.
     if made.name == "copyreg._reconstructor" and made.args and isinstance(made.args[0], Global):
         return str(made.args[0])
-    return made.name or "?"
+    return demangle(made.name) or "?"

@@ -474,6 +474,27 @@ def test_torchscript_lists_its_data_and_runs_nothing(how: str) -> None:
         assert raw(torch.tensor([1.0, 2.0, 3.0])) in [found[name] for name in found if name.startswith("constants.")]
 
 
+def test_torchscript_s_code_is_told_by_what_it_does() -> None:
+    def code_of(archive: io.BytesIO) -> dict[str, object]:
+        return {key: value for key, value in read(archive).structure.items() if key.startswith("torchscript.")}
+
+    stream, again = io.BytesIO(), io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), stream)
+    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), again)  # PyTorch gives the class another name
+    with zipfile.ZipFile(stream) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    (path,) = (name for name in members if name.endswith(".py"))
+    lines = members[path].splitlines(keepends=True)
+    constants = [line for line in lines if b"Final[" in line]
+    assert len(constants) == 2
+    other = [line for line in lines if line not in constants]
+    turned = b"".join([*other[:5], *reversed(constants), *other[5:]])
+    assert turned != members[path]
+    assert code_of(stream) == code_of(again) != {}
+    assert code_of(zip_of(members | {path: turned})) == code_of(stream)
+    assert code_of(zip_of(members | {path: turned.replace(b"= 3", b"= 4")})) != code_of(stream)
+
+
 def test_a_quantised_torchscript_module_is_read() -> None:
     module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)), dtype=torch.qint8)
     stream = io.BytesIO()
