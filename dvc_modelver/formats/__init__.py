@@ -23,6 +23,7 @@ ENTRY_POINTS = "dvc_modelver.formats"
 _FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "npz": (".npz",),
+    "torch": (".pt", ".pth"),
     "npy": (".npy",),
     "gguf": (".gguf",),
     "tensorflow": (".index",),
