@@ -184,13 +184,13 @@ class OnnxReader(FileReader):
         where = f"{self.name}: tensor {quote(stored.name)}"
         if stored.field:
             walker = Walker(self._file, self._n_bytes, where)
-            packed = (memoryview(values) for values in iter_typed(walker, stored, where))
+            packed: Iterator[memoryview] = (values.data for values in iter_typed(walker, stored, where))
         else:
             packed = self._iter_raw(stored, _PIECE)
         if stored.data_type not in NARROW:
             yield from packed
             return
-        yield from (memoryview(values) for values in iter_widened(packed, stored))
+        yield from (values.data for values in iter_widened(packed, stored))
 
     def _read_affine(self, node: Dequantised, spec: TensorSpec) -> Affine:
         import numpy as np

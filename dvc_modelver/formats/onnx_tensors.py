@@ -135,7 +135,8 @@ def read_pair(walker: Walker, start: int, end: int) -> tuple[str, str]:
 
 def read_packed(walker: Walker, field: Field) -> list[int]:
     """Give the numbers of a packed field of axis lengths, `MAX_RANK` and one more at most."""
-    numbers, at = [], field.start
+    numbers: list[int] = []
+    at = field.start
     while at < field.end and len(numbers) <= MAX_RANK:
         number, at = walker.varint(at, field.end)
         numbers.append(number)
@@ -248,7 +249,7 @@ def iter_typed(walker: Walker, stored: Stored, where: str) -> Iterator[NDArray[A
     import numpy as np
 
     n_expected, n_found = count_numbers(stored), 0
-    is_packed = stored.data_type in NARROW or stored.dtype[:2] in ("F4", "F6")
+    is_packed = stored.data_type in NARROW or stored.dtype[:3] in ("F4", "F6_")
     width = stored.width or (1 if is_packed else DTYPE_BITS[stored.dtype] // 8)
     codes = np.zeros(0, np.uint8)
     for numbers in walker.iter_numbers(stored.start, stored.end, stored.field, stored.width):
@@ -256,7 +257,7 @@ def iter_typed(walker: Walker, stored: Stored, where: str) -> Iterator[NDArray[A
         n_found += len(values) // width
         if n_found > n_expected:
             break
-        if stored.dtype[:2] != "F6":
+        if stored.dtype[:3] != "F6_":
             yield values
             continue
         codes = np.concatenate((codes, values))

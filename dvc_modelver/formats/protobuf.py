@@ -234,7 +234,7 @@ class Walker:
 
     def _peek(self, start: int, end: int) -> bytes:
         at = start - self._at
-        if 0 <= at and at + end - start <= len(self._window):
+        if at >= 0 and at + end - start <= len(self._window):
             return self._window[at : at + end - start]
         return read_exactly(self._file, start, end - start, self.where)
 

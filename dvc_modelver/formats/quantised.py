@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Buffer = bytes | bytearray | memoryview | NDArray[Any]
-
 QUANTISED = {"I8": "QI8", "U8": "QU8", "I16": "QI16", "I32": "QI32"}
 """The dtype of a tensor of integers that has a scale."""
 
@@ -43,7 +41,7 @@ class Affine:
     axis: int = 0
 
 
-def iter_dequantised(stored: Iterable[Buffer], spec: TensorSpec, affine: Affine) -> Iterator[NDArray[np.float32]]:
+def iter_dequantised(stored: Iterable[memoryview], spec: TensorSpec, affine: Affine) -> Iterator[memoryview]:
     """Give the real numbers of a quantised tensor.
 
     Args:
@@ -64,18 +62,20 @@ def iter_dequantised(stored: Iterable[Buffer], spec: TensorSpec, affine: Affine)
         for start in range(0, len(items), PIECE):
             part = items[start : start + PIECE].astype(np.int64)
             if n == 1:
-                yield ((part - affine.zero_point[0]) * affine.scale[0]).astype(np.float32)
+                yield ((part - affine.zero_point[0]) * affine.scale[0]).astype(np.float32).data
             else:
                 index = np.arange(at, at + len(part)) // inner % n
-                yield ((part - affine.zero_point[index]) * affine.scale[index]).astype(np.float32)
+                yield ((part - affine.zero_point[index]) * affine.scale[index]).astype(np.float32).data
             at += len(part)
 
 
-def iter_pieces(buffers: Iterable[Buffer], n_bytes: int) -> Iterator[memoryview]:
+def iter_pieces(buffers: Iterable[memoryview], n_bytes: int) -> Iterator[memoryview]:
     """Cut a stream of buffers into buffers of exactly `n_bytes`, but for the last."""
     rest = bytearray()
     for buffer in buffers:
-        view = memoryview(buffer).cast("B")
+        if not buffer.nbytes:
+            continue
+        view = buffer.cast("B")
         if rest:
             n_missing = n_bytes - len(rest)
             rest += view[:n_missing]
