@@ -23,6 +23,7 @@ ENTRY_POINTS = "dvc_modelver.formats"
 _FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "npz": (".npz",),
+    "tflite": (".tflite",),
     "onnx": (".onnx",),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""

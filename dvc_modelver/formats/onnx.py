@@ -27,9 +27,9 @@ from dvc_modelver.formats.base import (
     read_exactly,
 )
 from dvc_modelver.formats.onnx_graph import GRAPH_FIELDS, MODEL_FIELDS, Dequantised, Model, read_model
-from dvc_modelver.formats.onnx_tensors import NARROW, Stored, iter_typed, iter_widened
+from dvc_modelver.formats.onnx_tensors import NARROW, Stored, iter_typed
 from dvc_modelver.formats.protobuf import BYTES, VARINT, Walker
-from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_pieces
+from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_pieces, iter_widened
 from dvc_modelver.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class OnnxReader(FileReader):
         if stored.data_type not in NARROW:
             yield from packed
             return
-        yield from (values.data for values in iter_widened(packed, stored))
+        yield from iter_widened(packed, NARROW[stored.data_type][1], stored.dtype == "I8", stored.numel)
 
     def _read_affine(self, node: Dequantised, spec: TensorSpec) -> Affine:
         import numpy as np

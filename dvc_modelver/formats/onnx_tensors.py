@@ -272,20 +272,6 @@ def iter_typed(walker: Walker, stored: Stored, where: str) -> Iterator[NDArray[A
         yield _pack6(np.concatenate((codes, np.zeros(-len(codes) % 4, np.uint8))))[: (len(codes) * 6 + 7) // 8]
 
 
-def iter_widened(packed: Iterator[memoryview], stored: Stored) -> Iterator[NDArray[np.uint8]]:
-    """Give integers of 4 or 2 bits one per byte, signed ones with their sign."""
-    import numpy as np
-
-    name, bits = NARROW[stored.data_type]
-    left = stored.numel
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    sign = np.uint8(1 << bits - 1 if name.startswith("INT") else 0)
-    for piece in packed:
-        codes = (np.frombuffer(piece, np.uint8)[:, None] >> shifts & np.uint8((1 << bits) - 1)).reshape(-1)[:left]
-        left -= len(codes)
-        yield (codes ^ sign) - sign
-
-
 def _pack6(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     import numpy as np
 

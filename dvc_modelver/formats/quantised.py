@@ -1,4 +1,4 @@
-"""Integers that stand for real numbers by scale and zero point: ``(q - zero_point) * scale``, as floats, in pieces.
+"""Integers that stand for real numbers by scale and zero point, ``(q - zero_point) * scale``, and narrow integers.
 
 Shared by the formats that store such tensors (ONNX behind DequantizeLinear, TFLite), with one scale for the whole
 tensor or one per index of an axis.
@@ -61,12 +61,30 @@ def iter_dequantised(stored: Iterable[memoryview], spec: TensorSpec, affine: Aff
         items: NDArray[Any] = np.frombuffer(buffer, _ITEMS[spec.dtype])
         for start in range(0, len(items), PIECE):
             part = items[start : start + PIECE].astype(np.int64)
-            if n == 1:
-                yield ((part - affine.zero_point[0]) * affine.scale[0]).astype(np.float32).data
-            else:
-                index = np.arange(at, at + len(part)) // inner % n
-                yield ((part - affine.zero_point[index]) * affine.scale[index]).astype(np.float32).data
+            index = np.arange(at, at + len(part)) // inner % n if n > 1 else np.zeros(1, np.int64)
             at += len(part)
+            with np.errstate(all="ignore"):
+                values = ((part - affine.zero_point[index]) * affine.scale[index]).astype(np.float32)
+            yield values.data
+
+
+def iter_widened(packed: Iterable[memoryview], bits: int, is_signed: bool, numel: int) -> Iterator[memoryview]:
+    """Give integers of 4 or 2 bits, of which several share a byte, one per byte.
+
+    Args:
+        packed: The bytes; the first integer of each is in its lowest bits.
+        bits: Of each integer.
+        is_signed: Whether they are in two's complement.
+        numel: How many there are; what the last byte has beyond is left out.
+    """
+    import numpy as np
+
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    mask, sign = np.uint8((1 << bits) - 1), np.uint8(1 << bits - 1 if is_signed else 0)
+    for piece in packed:
+        codes = (np.frombuffer(piece, np.uint8)[:, None] >> shifts & mask).reshape(-1)[:numel]
+        numel -= len(codes)
+        yield ((codes ^ sign) - sign).data
 
 
 def iter_pieces(buffers: Iterable[memoryview], n_bytes: int) -> Iterator[memoryview]:
