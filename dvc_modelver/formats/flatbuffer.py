@@ -15,7 +15,7 @@ from typing import BinaryIO
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import MAX_HEADER_BYTES, read_exactly
 
-MAX_TABLES = 500_000
+MAX_TABLES = 400_000
 MAX_TEXT_BYTES = 65_536
 
 _PAGE = 2_048

@@ -19,7 +19,7 @@ from dvc_modelver.formats.onnx_tensors import Stored, read_packed, read_pair, re
 from dvc_modelver.formats.onnx_types import read_opset, read_property, read_value
 from dvc_modelver.formats.protobuf import BYTES, FIXED32, VARINT, Field, Walker, check_depth
 
-MAX_TENSORS = 250_000
+MAX_TENSORS = 200_000
 MAX_SMALL = 8
 """Constants and attributes of at most this many numbers are shapes, axes and the like: part of the graph's digest."""
 

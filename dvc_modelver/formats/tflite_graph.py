@@ -17,7 +17,7 @@ from dvc_modelver.formats.flatbuffer import FlatBuffer, Table
 from dvc_modelver.formats.tflite_operators import CUSTOM, OPERATORS, VECTORS
 from dvc_modelver.tensors import DTYPE_BITS
 
-MAX_TENSORS = 250_000
+MAX_TENSORS = 200_000
 MAX_RANK = 64
 MAX_LIST = 1 << 20
 MAX_METADATA_CHARS = 64
