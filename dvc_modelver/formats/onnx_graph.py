@@ -114,6 +114,9 @@ class _GraphReader:
         graph: Field | None = None
         later: list[Field] = []
         for item in walker.fields(0, n_bytes):
+            if item.number > max(MODEL_FIELDS):
+                self._hash_unknown(item)
+                continue
             if MODEL_FIELDS.get(item.number) != item.wire:
                 raise walker.bad(item.start, f"found field {item.number} of wire type {item.wire}, expected a model")
             if item.number in texts:
@@ -182,6 +185,9 @@ class _GraphReader:
         nodes, tensors, sparse = array("Q"), array("Q"), array("Q")
         values: dict[int, dict[str, str]] = {11: {}, 12: {}}
         for item in walker.fields(start, end):
+            if item.number > max(GRAPH_FIELDS):
+                self._hash_unknown(item)
+                continue
             if item.number not in GRAPH_FIELDS or item.wire != BYTES:
                 raise walker.bad(item.start, f"found field {item.number} of wire type {item.wire}, expected a graph")
             if item.number in (1, 5, 15):
@@ -412,14 +418,15 @@ class _GraphReader:
     def _token(self, *parts: object) -> None:
         self._digest.update(repr(parts).encode("utf-8", "backslashreplace"))
 
+    def _hash_unknown(self, item: Field) -> None:
+        # What a later version of ONNX adds is part of the graph, whatever it means.
+        self._token("unknown", item.number)
+        self._hash_field(item)
+
     def _hash_field(self, item: Field) -> None:
+        self._token(item.wire, item.value)
         if item.wire == BYTES:
-            self._token(item.value)
             self._hash_range(item.start, item.end)
-        else:
-            self._token(item.wire, item.value)
-            if item.end - item.start > 10:
-                self._hash_range(item.start, item.end)
 
     def _hash_range(self, start: int, end: int) -> None:
         for at in range(start, end, _PIECE):

@@ -370,6 +370,16 @@ def test_names_of_nodes_and_notes_are_no_change(change: dict[str, Any]) -> None:
         assert old.structure == new.structure
 
 
+def test_fields_of_a_later_onnx_are_part_of_the_graph() -> None:
+    def graph(more: bytes, inner: bytes) -> Any:
+        data = key(1, 0) + varint(99) + block(7, block(2, b"g") + inner) + OPSET + more
+        reader = open_reader(io.BytesIO(data), "m.onnx")
+        assert reader is not None
+        return reader.structure["graph"]
+
+    assert len({graph(b"", b""), graph(block(60, b"new"), b""), graph(b"", key(61, 0) + b"\1")}) == 3
+
+
 def test_types_of_inputs_are_readable() -> None:
     inputs = [
         helper.make_tensor_sequence_value_info("s", T.INT64, None),
@@ -542,7 +552,7 @@ def deep_type(depth: int) -> bytes:
         block(15, block(3, b"\2")),
         key(3, 0) + b"\1",
         key(1, 0) + b"\1",
-        block(99, b""),
+        block(9, b""),
         deep_graph(40),
         deep_graph(2000),
         deep_type(40),
