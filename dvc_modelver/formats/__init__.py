@@ -27,6 +27,8 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "npy": (".npy",),
     "gguf": (".gguf",),
     "tensorflow": (".index",),
+    "tflite": (".tflite",),
+    "onnx": (".onnx",),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 
