@@ -8,6 +8,7 @@ Source: ``torch/nn/modules/module.py`` (``_save_to_state_dict``), ``torch/optim/
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from dvc_modelver.errors import BadModelError
@@ -28,7 +29,7 @@ from dvc_modelver.formats.torch_tensors import (
 from dvc_modelver.tensors import find_role
 
 MAX_OBJECTS = 250_000
-"""Tensors, scalars and containers; of a list of scalars, each sixteenth."""
+"""Tensors, scalars and containers; of a list of scalars each sixteenth; a long name counts as several."""
 
 MAX_NESTING = 100
 MAX_NAME_CHARS = 2_000
@@ -74,7 +75,7 @@ class Walk:
     def _visit(self, name: str, value: object) -> None:
         self._count(1)
         if isinstance(value, _SCALARS):
-            self._note(name, str(value) if isinstance(value, Global) else value)
+            self._note(name, _describe_scalar(value))
             return
         parsed = self._parser.parse(value)
         if parsed is not None:
@@ -112,7 +113,7 @@ class Walk:
         items = list(members)
         if all(isinstance(item, _SCALARS) for item in items):
             self._count(len(items) // 16)
-            self._note(name, [str(item) if isinstance(item, Global | bytes | Span) else item for item in items])
+            self._note(name, [_describe_scalar(item) for item in items])
             return
         for i, item in enumerate(items):
             self._visit(_join(name, str(i)), item)
@@ -221,6 +222,7 @@ class Walk:
             name.encode()
         except UnicodeEncodeError:
             raise self._bad(f"the name {quote(name)} is not Unicode text, expected UTF-8") from None
+        self._count(len(name) // 100)
         if name not in taken:
             return name
         self._count(1)
@@ -229,6 +231,17 @@ class Walk:
             self._count(1)
             i += 1
         return f"{name}~{i}"
+
+
+def _describe_scalar(value: object) -> object:
+    match value:
+        case bytes():
+            return f"{len(value)} bytes, sha256:{hashlib.sha256(value).hexdigest()[:32]}"
+        case Span():
+            return f"{value.n_bytes} bytes"
+        case Global():
+            return str(value)
+    return value
 
 
 def _join(prefix: str, name: str) -> str:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import struct
 import tarfile
@@ -553,9 +552,6 @@ def test_a_storage_view_of_an_old_stream_is_read() -> None:
     assert values_of(read(data)) == {"tensor": np.array([3.0], np.float32).tobytes()}
 
 
-LPIPS = Path(os.environ.get("MODELVER_TEST_LPIPS", "/tmp/lpips/x/lpips/weights"))
-
-
 def lpips_files() -> list[Path]:
     try:
         from importlib.metadata import files
@@ -563,7 +559,7 @@ def lpips_files() -> list[Path]:
         found = [Path(str(file.locate())) for file in files("lpips") or [] if file.suffix == ".pth"]
     except ModuleNotFoundError:
         found = []
-    return sorted(found or LPIPS.glob("v*/*.pth"))
+    return sorted(found)
 
 
 @pytest.mark.skipif(not lpips_files(), reason="package lpips, with its legacy files, is not installed")
@@ -746,6 +742,13 @@ def test_a_call_in_the_file_is_not_made(tmp_path: Path) -> None:
     assert [s.name for s in reader.specs] == ["w"]
     assert str(reader.structure["x"]).startswith("os.system('touch")
     assert not owned.exists()
+
+
+def test_bytes_are_told_by_their_digest() -> None:
+    reader = read(archive_of({"raw": b"ab", "many": [b"\xff" * 999, 1], "kind": Of("torch", "float32")}))
+    assert reader.structure["raw"] == "2 bytes, sha256:fb8e20fc2e4c3f248c60c39bd652f3c1"
+    assert "999 bytes" in str(reader.structure["many"])
+    assert reader.structure["kind"] == "torch.float32"
 
 
 def test_a_cycle_of_objects_ends() -> None:
