@@ -9,24 +9,16 @@ Sources: HDF5 File Format Specification 3.0, and for Keras ``keras/src/saving/sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from dvc_modelver.formats.base import FileReader, Folder, Scalar, measure, printable, read_exactly
-from dvc_modelver.formats.hdf5_objects import (
-    Listing,
-    Stored,
-    Window,
-    bad,
-    has_attribute,
-    list_objects,
-    read_text,
-    reports,
-)
-from dvc_modelver.formats.hdf5_values import check_sizes, iter_pieces, iter_strings
+from dvc_modelver.formats.base import FileReader, Folder, Scalar, ended_early, measure, printable, read_exactly
+from dvc_modelver.formats.hdf5_objects import Listing, Stored, bad
+from dvc_modelver.formats.hdf5_process import Window, list_contained
+from dvc_modelver.formats.hdf5_values import check_places, iter_pieces
 from dvc_modelver.formats.keras_names import Layout, describe_config, find_layout, name_weights, parse_config
 from dvc_modelver.tensors import TensorSpec
 
@@ -41,12 +33,7 @@ _NO_STRUCTURE: Mapping[str, Scalar] = MappingProxyType({})
 
 def matches(file: BinaryIO) -> bool:
     """Tell whether a file has HDF5's signature, at its start or behind a block of the user's."""
-    n_bytes, offset = measure(file), 0
-    while offset <= MAX_USER_BLOCK and offset + len(SIGNATURE) <= n_bytes:
-        if read_exactly(file, offset, len(SIGNATURE), FORMAT) == SIGNATURE:
-            return True
-        offset = offset * 2 or 512
-    return False
+    return _find_start(file) is not None
 
 
 def open_file(source: Path | BinaryIO, name: str, folder: Folder | None = None) -> Hdf5Reader:
@@ -70,20 +57,14 @@ class Hdf5Reader(FileReader):
 
     def __init__(self, source: Path | BinaryIO, name: str = "") -> None:
         super().__init__(source, name)
-        self._hdf5: Any = None
         try:
-            window = Window(self._file, 0, measure(self._file), self.name)
-            self._open_window(window)
+            n_bytes, start = measure(self._file), _find_start(self._file)
+            if start is None:
+                raise bad(self.name, f"found no signature of HDF5 in {n_bytes} bytes, expected one")
+            self._open_window(Window(self._file, start, n_bytes - start, self.name))
         except BaseException:
             self.close()
             raise
-
-    def close(self) -> None:
-        """Release h5py's view of the file, and the file if it was opened here."""
-        if self._hdf5 is not None:
-            self._hdf5.close()
-            self._hdf5 = None
-        super().close()
 
     def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give a tensor's values; see `Reader`."""
@@ -91,7 +72,7 @@ class Hdf5Reader(FileReader):
         aligned = -(-n_bytes // stored.item_bytes) * stored.item_bytes
         buffer = self._take_buffer(min(n_bytes, spec.nbytes))
         try:
-            yield from _rechunk(iter_pieces(self._hdf5.id, stored, self._window, aligned), n_bytes, buffer)
+            yield from _rechunk(iter_pieces(stored, self._window, aligned), n_bytes, buffer)
         finally:
             self._return_buffer(buffer)
 
@@ -101,23 +82,14 @@ class Hdf5Reader(FileReader):
         config: Mapping[str, Any] | None = None,
         facts: Mapping[str, Scalar] = _NO_STRUCTURE,
     ) -> None:
-        import h5py  # type: ignore[import-untyped]
-
         self._window = window
-        if window.length < len(SIGNATURE):
-            raise bad(self.name, f"found {window.length} bytes, expected HDF5's signature")
-        with reports(window):
-            self._hdf5 = h5py.File(window, "r")
-            root = h5py.h5g.open(self._hdf5.id, b"/")
-            listing = list_objects(root, window)
-            texts = {key: read_text(root, key, window) for key in ("model_config", "training_config")}
-            weights = h5py.h5o.open(root, b"model_weights") if "model_weights" in listing.groups else root
-            texts.update({key: read_text(weights, key, window) for key in ("keras_version", "backend")})
-            layout = find_layout(listing, has_attribute(weights, "layer_names"))
-            check_sizes(self._hdf5.id, listing.datasets.values(), window)
-        if config is None and texts["model_config"] is not None:
+        _check_length(window)
+        listing = list_contained(window)
+        check_places(listing.datasets.values(), window)
+        layout, texts = find_layout(listing), listing.texts
+        if config is None and "model_config" in texts:
             config = parse_config(texts["model_config"], self.name)
-        compiled = texts["training_config"]
+        compiled = texts.get("training_config")
         if layout is not Layout.PLAIN:
             _find_bfloat16(listing)
         tensors = {path: one for path, one in listing.datasets.items() if one.dtype}
@@ -127,8 +99,8 @@ class Hdf5Reader(FileReader):
         self.framework = "keras" if layout is not Layout.PLAIN or config is not None else None
         structure = describe_config(config, None if compiled is None else parse_config(compiled, self.name))
         for key in ("keras_version", "backend"):
-            if texts[key] is not None:
-                structure[key] = printable(texts[key] or "")[:200]
+            if key in texts:
+                structure[key] = printable(texts[key])[:200]
         structure.update(facts)
         structure.update(_describe_links(listing, names))
         structure.update(self._describe_others(listing))
@@ -146,16 +118,34 @@ class Hdf5Reader(FileReader):
         return found
 
     def _digest(self, stored: Stored) -> str:
-        if stored.kind == "variable-length strings":
-            values: Iterable[bytes | memoryview] = iter_strings(self._hdf5.id, stored, self._window)
-        elif stored.item_bytes:
-            values = iter_pieces(self._hdf5.id, stored, self._window, stored.item_bytes)
-        else:
-            return ""
-        digest = hashlib.sha256()
-        for value in values:
-            digest.update(value)
-        return f" sha256:{digest.hexdigest()[:32]}"
+        found = stored.digest
+        if not found and stored.nbytes:
+            digest = hashlib.sha256()
+            for piece in iter_pieces(stored, self._window, stored.item_bytes):
+                digest.update(piece)
+            found = digest.hexdigest()[:32]
+        return f" sha256:{found}" if found else ""
+
+
+def _find_start(file: BinaryIO) -> int | None:
+    n_bytes, offset = measure(file), 0
+    while offset <= MAX_USER_BLOCK and offset + len(SIGNATURE) <= n_bytes:
+        if read_exactly(file, offset, len(SIGNATURE), FORMAT) == SIGNATURE:
+            return offset
+        offset = offset * 2 or 512
+    return None
+
+
+def _check_length(window: Window) -> None:
+    # A file that is still being written, or was cut, is by far the most frequent damage, and found here at once.
+    start = bytearray(min(64, window.length))
+    window.read_at(0, memoryview(start))
+    version = start[8] if len(start) > 8 else 0
+    n_offset_bytes, at = (start[9:10], 12) if version > 1 else (start[13:14], 28 if version else 24)
+    if n_offset_bytes == b"\x08" and len(start) == 64:
+        base, end = (int.from_bytes(start[at + skip : at + skip + 8], "little") for skip in (0, 16))
+        if end - base > window.length:
+            raise ended_early(window.name, window.length, end - base)
 
 
 def _find_bfloat16(listing: Listing) -> None:

@@ -20,7 +20,7 @@ from typing import IO, BinaryIO, cast
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import FileReader, Folder, Scalar, measure, printable, quote, read_exactly
 from dvc_modelver.formats.hdf5 import Hdf5Reader
-from dvc_modelver.formats.hdf5_objects import Window
+from dvc_modelver.formats.hdf5_process import Window
 from dvc_modelver.formats.keras_names import MAX_CONFIG_BYTES, parse_config
 
 FORMAT = "keras"
@@ -68,7 +68,6 @@ class KerasReader(Hdf5Reader):
 
     def __init__(self, source: Path | BinaryIO, name: str = "") -> None:
         FileReader.__init__(self, source, name)
-        self._hdf5 = None
         self._inflated: IO[bytes] | None = None
         try:
             members = {info.filename: info for info in _read_directory(self._file, self.name)}

@@ -40,14 +40,14 @@ _WEIGHTS = {
     **dict.fromkeys(("layer_normalization", "group_normalization"), "gamma? beta?"),
     "batch_normalization": "gamma? beta? moving_mean moving_variance",
     "embedding": "embeddings",
-    "prelu": "alpha",
+    "p_re_lu": "alpha",
     "rms_normalization": "scale",
 }
 """Variables of Keras' own layers in the order in which they are saved; those with ``?`` may be absent."""
 
 _SWITCHES = {"bias": "use_bias", "gamma": "scale", "beta": "center"}
 _MATRICES = frozenset({"kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel", "embeddings"})
-_PARTS = dict.fromkeys(("query_dense", "key_dense", "value_dense", "output_dense"), "einsum_dense")
+_PARTS = frozenset({"query_dense", "key_dense", "value_dense", "output_dense"})
 _RECURRENT = frozenset({"lstm", "gru", "simple_rnn"})
 
 
@@ -66,14 +66,9 @@ class _Layer:
     config: Mapping[str, Any]
 
 
-def find_layout(listing: Listing, has_layer_names: bool) -> Layout:
-    """Tell whose layout a file has.
-
-    Args:
-        listing: Its objects.
-        has_layer_names: Whether its root, or the group ``model_weights``, has the attribute ``layer_names``.
-    """
-    if has_layer_names or listing.layers:
+def find_layout(listing: Listing) -> Layout:
+    """Tell whose layout a file has."""
+    if listing.has_layer_names or listing.layers:
         return Layout.LEGACY
     if any(_VARIABLE.fullmatch(path) for path in listing.datasets):
         return Layout.VARIABLES
@@ -177,23 +172,25 @@ def _name_variables(
         found = _VARIABLE.fullmatch(path)
         if found and found[1]:
             members.setdefault(found[1], {})[found[2]] = one
-    placed = dict(_iter_layers(config, "")) if config else {}
+    placed = {
+        path: layer
+        for path, layer in (_iter_layers(config, "") if config else ())
+        if listing.names.get(path, layer.name) == layer.name
+    }
     known = _unique_layers(config) if config else {}
     for group, variables in members.items():
-        steps = group.split("/")
+        steps, labels = group.split("/"), None
         if steps[0] == "optimizer":
-            prefix = ".".join(("optimizer", "/".join((*steps[1:], "vars"))))
-            labels = None
+            prefix = "optimizer." + "/".join((*steps[1:], "vars"))
         elif placed or listing.names:
             prefix = "/".join(_iter_chain(steps, listing, placed))
-            layer = known.get(listing.names.get(group, "")) or placed.get(group)
+            layer = placed.get(group) or known.get(listing.names.get(group, ""))
             labels = _label(layer, _guess_class(group, listing), variables)
+            prefix += "" if labels else "/vars"
         else:
             continue
         for number, one in variables.items():
-            names[one.path] = f"{prefix}/{labels[int(number)]}" if labels else f"{prefix}/{number}"
-        if labels is None and steps[0] != "optimizer":
-            names.update({one.path: f"{prefix}/vars/{number}" for number, one in variables.items()})
+            names[one.path] = f"{prefix}/{labels[int(number)] if labels else number}"
     return names
 
 
@@ -213,8 +210,8 @@ def _guess_class(group: str, listing: Listing) -> str:
     # A group is called after its class inside a list of layers, and after an attribute elsewhere; layers that
     # nobody named are called after their class too.
     above, _, step = group.rpartition("/")
-    if step in _PARTS:
-        return _PARTS[step]
+    if step.lstrip("_") in _PARTS:
+        return "einsum_dense"
     is_member = above != "" and f"{above}/vars" not in listing.groups
     return _COUNTER.sub("", step if is_member else listing.names.get(group, step))
 
@@ -226,20 +223,20 @@ def _label(layer: _Layer | None, guessed: str, variables: Mapping[str, Stored]) 
         return None
     words = pattern.split()
     optional = [word for word in words if word.endswith("?")]
-    choices = []
-    for absent in combinations(optional, len(words) - count) if len(words) >= count else ():
-        choice = tuple(word.rstrip("?") for word in words if word not in absent)
-        flags = (layer.config.get(_SWITCHES[word.rstrip("?")], True) for word in absent) if layer else ()
-        if not any(flags):
-            choices.append(choice)
-    if len(choices) != 1:
+    absences = list(combinations(optional, len(words) - count)) if len(words) >= count else []
+    if len(absences) > 1 and layer is not None:
+        absences = [
+            absent for absent in absences if not any(layer.config.get(_SWITCHES[word[:-1]], True) for word in absent)
+        ]
+    if len(absences) != 1:
         return None
-    for number, word in enumerate(choices[0]):
+    labels = tuple(word.rstrip("?") for word in words if word not in absences[0])
+    for number, word in enumerate(labels):
         one = variables[str(number)]
         # Quantised layers have scales in between, so only floats are what the table says.
         if (one.dtype or "")[0] not in "FB" or len(one.shape) < (2 if word in _MATRICES else 1):
             return None
-    return choices[0]
+    return labels
 
 
 def _iter_layers(config: Mapping[str, Any], prefix: str, depth: int = 0) -> Iterator[tuple[str, _Layer]]:
@@ -297,9 +294,7 @@ def _snake_case(name: str) -> str:
 
 
 def _tidy(value: Any, depth: int) -> Any:
-    if depth > MAX_NESTING:
-        return json.dumps(value, default=str)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and depth < MAX_NESTING:
         tidy = {key: _tidy(member, depth + 1) for key, member in value.items() if key != "shared_object_id"}
         layers = value.get("layers")
         keyed = _by_name(layers) if isinstance(layers, list) else None
@@ -307,7 +302,7 @@ def _tidy(value: Any, depth: int) -> Any:
             tidy["layers"] = {name: _tidy(layer, depth + 1) for name, layer in keyed.items()}
             tidy["layer_order"] = list(keyed)
         return tidy
-    if isinstance(value, list):
+    if isinstance(value, list) and depth < MAX_NESTING:
         return [_tidy(member, depth + 1) for member in value]
     return value
 
