@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from dvc_modelver.formats.base import FileReader, Folder, Scalar, ended_early, measure, printable, read_exactly
+from dvc_modelver.formats.base import FileReader, Folder, Scalar, ended_early, measure, printable, quote, read_exactly
 from dvc_modelver.formats.hdf5_objects import Listing, Stored, bad
 from dvc_modelver.formats.hdf5_process import Window, list_contained
 from dvc_modelver.formats.hdf5_values import check_places, iter_pieces
@@ -140,6 +140,8 @@ def _check_length(window: Window) -> None:
     # A file that is still being written, or was cut, is by far the most frequent damage, and found here at once.
     start = bytearray(min(64, window.length))
     window.read_at(0, memoryview(start))
+    if not start.startswith(SIGNATURE):
+        raise bad(window.name, f"found {quote(bytes(start[:8]))}, expected the signature of HDF5")
     version = start[8] if len(start) > 8 else 0
     n_offset_bytes, at = (start[9:10], 12) if version > 1 else (start[13:14], 28 if version else 24)
     if n_offset_bytes == b"\x08" and len(start) == 64:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import json
 import os
-import select
 import signal
 import socket
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
@@ -25,7 +26,7 @@ from dvc_modelver.tensors import DTYPE_BITS
 MAX_ANSWER_BYTES = 64 << 20
 MAX_LISTING_BYTES = 64 << 20
 MAX_MEMORY_BYTES = 256 << 20
-MAX_CPU_S = 3
+MAX_CPU_S = 2
 MAX_LARGE_CPU_S = 60
 """Processor time of a small file, and of a large one, whose objects may be many: a second more for each MiB."""
 MAX_WAIT_S = 60.0
@@ -87,10 +88,9 @@ def list_contained(window: Window) -> Listing:
 
 
 def _serve(ours: socket.socket, window: Window) -> bytes:
+    ours.settimeout(MAX_WAIT_S)
     n_left = MAX_LISTING_BYTES
     while True:
-        if not select.select([ours], [], [], MAX_WAIT_S)[0]:
-            raise bad(window.name, f"made the HDF5 library wait for {MAX_WAIT_S:.0f} s, expected an intact file")
         kind, offset, length = _REQUEST.unpack(_receive(ours, _REQUEST.size, window.name))
         if kind == b"A" and length <= MAX_ANSWER_BYTES:
             return _receive(ours, length, window.name)
@@ -99,18 +99,28 @@ def _serve(ours: socket.socket, window: Window) -> bytes:
             raise bad(window.name, f"needs more than {MAX_LISTING_BYTES} bytes read to be listed, expected fewer")
         buffer = bytearray(length)
         window.read_at(offset, memoryview(buffer))
-        ours.sendall(buffer)
+        with _reports_crash(window.name):
+            ours.sendall(buffer)
 
 
 def _receive(end: socket.socket, n_bytes: int, name: str) -> bytes:
     buffer = bytearray(n_bytes)
     view = memoryview(buffer)
-    while view:
-        n = end.recv_into(view)
-        if not n:
-            raise bad(name, "made the HDF5 library crash or run out of time, expected an intact file")
-        view = view[n:]
+    with _reports_crash(name):
+        while view:
+            n = end.recv_into(view)
+            if not n:
+                raise EOFError
+            view = view[n:]
     return bytes(buffer)
+
+
+@contextmanager
+def _reports_crash(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError, TimeoutError) as err:
+        raise bad(name, "made the HDF5 library crash or run out of time, expected an intact file") from err
 
 
 def _parse_answer(answer: bytes, name: str) -> Listing:
@@ -224,7 +234,9 @@ class _Remote:
         if data is None:
             start = number * _PAGE_BYTES
             length = max(0, min(_PAGE_BYTES, self._length - start))
-            self._end.sendall(_REQUEST.pack(b"R", start, length))
-            data = _receive(self._end, length, "")
+            data = b""
+            if length:
+                self._end.sendall(_REQUEST.pack(b"R", start, length))
+                data = _receive(self._end, length, "")
             self._pages[number] = data = data.ljust(_PAGE_BYTES, b"\0")
         return data

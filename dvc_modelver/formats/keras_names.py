@@ -100,7 +100,6 @@ def describe_config(config: Mapping[str, Any] | None, compiled: Mapping[str, Any
     """Give a configuration as flat facts: ``config.layers.<layer>...`` and ``compile...``.
 
     Layers are keyed by their names, so that one more does not rename those behind it; ``layer_order`` has their order.
-    Numbers of shared objects are addresses in the memory of the process that saved, and left out.
 
     Args:
         config: The model's configuration.
@@ -295,7 +294,9 @@ def _snake_case(name: str) -> str:
 
 def _tidy(value: Any, depth: int) -> Any:
     if isinstance(value, Mapping) and depth < MAX_NESTING:
-        tidy = {key: _tidy(member, depth + 1) for key, member in value.items() if key != "shared_object_id"}
+        # The one is an address in the memory of the process that saved, the other says "nothing registered".
+        noise = {"shared_object_id"} | ({"registered_name"} if value.get("registered_name") is None else set())
+        tidy = {key: _tidy(member, depth + 1) for key, member in value.items() if key not in noise}
         layers = value.get("layers")
         keyed = _by_name(layers) if isinstance(layers, list) else None
         if keyed:

@@ -369,7 +369,7 @@ def test_flipped_bytes_never_leave_the_error_tree(tmp_path: Path, monkeypatch: p
     for libver in ("earliest", "latest"):
         data = write(tmp_path / f"{libver}.h5", fill, libver=libver).read_bytes()
         rng = random.Random(3)
-        for _ in range(120):
+        for _ in range(60):
             broken = bytearray(data)
             for _ in range(rng.choice([1, 4])):
                 at = rng.randrange(len(broken) - 8)
@@ -380,7 +380,7 @@ def test_flipped_bytes_never_leave_the_error_tree(tmp_path: Path, monkeypatch: p
             except BadModelError as err:
                 assert "\n" not in str(err)
                 n_refused += 1
-    assert n_refused > 20
+    assert n_refused > 10
 
 
 def test_no_process_and_no_file_is_left_open(tmp_path: Path) -> None:

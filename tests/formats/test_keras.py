@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keras")
     environment = {**os.environ, "KERAS_BACKEND": "torch", "KERAS_HOME": str(folder)}
     script = Path(__file__).with_name("write_keras.py")
-    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, script, folder], check=False, capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
@@ -164,15 +167,11 @@ def test_structure_says_how_two_configurations_differ(models: Path) -> None:
         return {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
 
     units = "config.config.layers.a.config.units"
-    for suffix in ("keras", "h5"):
-        differing = changed(f"narrow.{suffix}", f"wide.{suffix}")
-        assert units in differing
-        assert all("Lambda" in key or "twice" in key or key == units for key in differing)
+    assert changed("narrow.h5", "wide.h5") == {units}
+    assert changed("narrow.keras", "wide.keras") == {units, "config.config.layers.twice.build_config.input_shape"}
     structure = contents(models / "narrow.keras")[2].structure
     assert structure[units] == 3
-    assert structure["config.config.layer_order"] == '["input_layer", "a", "twice"]' or "a" in str(
-        structure["config.config.layer_order"]
-    )
+    assert structure["config.config.layer_order"] == '["input_layer", "a", "twice"]'
     assert structure["config.config.layers.twice.class_name"] == "Lambda"
     assert any(key.startswith("config.config.layers.twice.config.function") for key in structure)
     assert not any("shared_object_id" in key for key in structure)
@@ -271,10 +270,8 @@ def test_names_that_would_be_the_same_are_paths(tmp_path: Path) -> None:
 
 def test_files_beside_the_weights_are_facts(tmp_path: Path) -> None:
     members = members_of(weights(lambda file: file.update({"vars/0": np.ones(2)})))
-    with KerasReader(archive(tmp_path / "m.keras", {**members, "assets/layer/vocabulary.txt": b"a\nb"})) as reader:
-        assert reader.structure["asset.layer/vocabulary.txt"] == "crc32:24fb5f3d (3 bytes)" or str(
-            reader.structure["asset.layer/vocabulary.txt"]
-        ).endswith("(3 bytes)")
+    with KerasReader(archive(tmp_path / "m.keras", {**members, "assets/layer/vocabulary.txt": b"a b"})) as reader:
+        assert reader.structure["asset.layer/vocabulary.txt"] == f"crc32:{zlib.crc32(b'a b'):08x} (3 bytes)"
         assert reader.structure["keras_version"] == "3.9.0"
         assert not any("date" in key for key in reader.structure)
 
