@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_modelver.api.compare import file_side, selected_side
 from dvc_modelver.api.select import select
-from dvc_modelver.diff.compare import ModelDiff, Side, TensorChange, compare
+from dvc_modelver.diff.changes import ModelDiff, Side, TensorChange
+from dvc_modelver.diff.compare import compare
+from dvc_modelver.diff.render.cells import cosine_text
 from dvc_modelver.errors import BadMetadataError, UsageError
 from dvc_modelver.fingerprint.estimate import Estimate, combine, one_sided
-from dvc_modelver.metadata import TensorTable, table_path
+from dvc_modelver.metadata import ModelMetadata, TensorTable, table_path
 from dvc_modelver.registry.history import Version, iter_versions
 from dvc_modelver.repository import Repository, View
 from dvc_modelver.tensors import is_float
@@ -69,10 +72,58 @@ def similar(reference: str, *, limit: int | None = None, folder: Path | None = N
     return found[:limit]
 
 
+MAX_CANDIDATES = 50
+VARIANT_COSINE = 0.95
+"""Below this a model is another one: 4-bit blocks keep 0.99, fine-tuning seldom goes below 0.95."""
+
+
+def find_origin(repo: Repository, path: str, metadata: ModelMetadata, table: TensorTable | None) -> Ranked | None:
+    """Give the version of another model that a new model has its values from: quantised, converted or copied.
+
+    Args:
+        repo: The repository.
+        path: The new model.
+        metadata: Its metadata.
+        table: Its tensor table; None for an opaque one.
+
+    Returns:
+        The nearest of the last `MAX_CANDIDATES` versions of each model, None where none is near.
+    """
+    if table is None:
+        return None
+    wanted = Side(path, "", table, metadata, metadata.md5, metadata.model.format)
+    seen: Counter[str] = Counter()
+    found = []
+    for name, version in _all_versions(repo):
+        seen[name] += 1
+        if name == metadata.model.name or seen[name] > MAX_CANDIDATES:
+            continue
+        side = _side(repo, version)
+        if side.table is not None and _may_be_related(side.table, table):
+            found.append(_rank(name, version, compare(side, wanted)))
+    near = [r for r in found if r.distance is not None and (r.change.cosine or 0) >= VARIANT_COSINE and r.distance < 1]
+    return min(near, key=lambda r: (r.distance or 0.0, -r.number), default=None)
+
+
+def _may_be_related(a: TensorTable, b: TensorTable) -> bool:
+    """Whether two models have about as many parameters: a cheap question before a comparison."""
+    sizes = sorted(sum(row.numel for row in table.rows if row.role != "optimizer") for table in (a, b))
+    return sizes[0] > 0 and sizes[1] <= 1.5 * sizes[0]
+
+
+def origin_line(metadata: ModelMetadata, origin: Ranked) -> str:
+    """Say what a new model is a variant of, and what was measured."""
+    kind = ", ".join([metadata.model.format, *sorted(metadata.model.dtypes or {})])
+    return (
+        f"{metadata.model.path}: a variant of {origin.name}@{origin.number} by its values (cosine "
+        f"{cosine_text(origin.change.cosine or 0)}, relative L2 {origin.distance or 0:.2g}; {kind})"
+    )
+
+
 def _wanted(repo: Repository, reference: str) -> tuple[Side, tuple[str, str]]:
     inside = repo.repo_path(reference)
     tracked = {m.path for m in repo.models(repo.work_tree)}
-    if Path(reference).is_file() and inside not in tracked:
+    if Path(reference).exists() and inside not in tracked:
         return file_side(reference), ("", "")
     chosen = select(repo, reference)
     return selected_side(repo, chosen), (chosen.model.name, chosen.metadata.md5)

@@ -16,17 +16,27 @@ from typing import BinaryIO, Protocol, cast
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import Folder, LocalFolder, Reader
 
-__all__ = ["Folder", "LocalFolder", "Reader", "known_suffixes", "open_reader"]
+__all__ = ["Folder", "LocalFolder", "Reader", "known_suffixes", "open_folder", "open_reader"]
 
 ENTRY_POINTS = "dvc_modelver.formats"
 
 _FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "npz": (".npz",),
+    "torch": (".pt", ".pth"),
+    "npy": (".npy",),
+    "gguf": (".gguf",),
+    "tensorflow": (".index",),
+    "tflite": (".tflite",),
+    "onnx": (".onnx",),
     "keras": (".keras",),
     "hdf5": (".h5", ".hdf5"),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
+
+
+_ALSO_DATA = frozenset({".npy", ".index"})
+"""Suffixes that arrays of data, and indices of other programs, have as well."""
 
 
 class _Format(Protocol):
@@ -42,7 +52,8 @@ def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None =
     """Open a model file by what it holds; its name decides only where the content does not.
 
     Args:
-        source: A path, or a seekable binary file object, of which only the parts asked for are read.
+        source: A path (a folder is one model), or a seekable binary file object, of which only the parts asked for
+            are read.
         name: How the file is called, for its suffix and in errors; the path's own where there is one.
         folder: The files beside it, for a format that keeps its values in several.
 
@@ -54,6 +65,8 @@ def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None =
         OSError: The file cannot be opened.
     """
     name = name or (str(source) if isinstance(source, Path) else str(getattr(source, "name", "")))
+    if isinstance(source, Path) and source.is_dir():
+        return open_folder(LocalFolder(source), name)
     claimed = _find_claimed(name)
     if isinstance(source, Path):
         with source.open("rb") as file:
@@ -69,10 +82,27 @@ def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None =
     return chosen.open_file(source, name, folder) if chosen else None
 
 
+def open_folder(folder: Folder, name: str) -> Reader:
+    """Open all files of a folder as one model.
+
+    Raises:
+        BadModelError: A file breaks its format's rules, or a shard is missing.
+    """
+    from dvc_modelver.formats import saved_model
+    from dvc_modelver.formats.folder import FolderReader
+
+    if saved_model.matches_folder(folder.names()):
+        return saved_model.open_folder(folder, name)
+    return FolderReader(folder, name)
+
+
 def known_suffixes() -> tuple[str, ...]:
-    """Give the suffixes of the formats that have a reader, with their dots."""
+    """Give the suffixes, with their dots, of files that are models as a rule; `.npy` is as often data."""
     ours = (suffix for suffixes in _FORMATS.values() for suffix in suffixes)
-    return (*ours, *(suffix for known in _plugins() for suffix in known.SUFFIXES))
+    return (
+        *(suffix for suffix in ours if suffix not in _ALSO_DATA),
+        *(suffix for known in _plugins() for suffix in known.SUFFIXES),
+    )
 
 
 def _find_claimed(name: str) -> _Format | None:

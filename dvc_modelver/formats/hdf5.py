@@ -15,7 +15,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from dvc_modelver.formats.base import FileReader, Folder, Scalar, ended_early, measure, printable, quote, read_exactly
+from dvc_modelver.formats.base import (
+    FileReader,
+    Folder,
+    Scalar,
+    ended_early,
+    measure,
+    printable,
+    quote,
+    read_exactly,
+    rechunk,
+)
 from dvc_modelver.formats.hdf5_objects import Listing, Stored, bad
 from dvc_modelver.formats.hdf5_process import Window, list_contained
 from dvc_modelver.formats.hdf5_values import check_places, iter_pieces
@@ -70,11 +80,7 @@ class Hdf5Reader(FileReader):
         """Give a tensor's values; see `Reader`."""
         stored = self._stored[spec.name]
         aligned = -(-n_bytes // stored.item_bytes) * stored.item_bytes
-        buffer = self._take_buffer(min(n_bytes, spec.nbytes))
-        try:
-            yield from _rechunk(iter_pieces(stored, self._window, aligned), n_bytes, buffer)
-        finally:
-            self._return_buffer(buffer)
+        yield from rechunk(iter_pieces(stored, self._window, aligned), n_bytes)
 
     def _open_window(
         self,
@@ -165,19 +171,3 @@ def _describe_links(listing: Listing, names: Mapping[str, str]) -> dict[str, Sca
         else:
             found[f"link.{printable(path)}"] = printable(target)[:200]
     return found
-
-
-def _rechunk(pieces: Iterator[memoryview], n_bytes: int, buffer: bytearray) -> Iterator[memoryview]:
-    view = memoryview(buffer)[:n_bytes]
-    n_filled = 0
-    for piece in pieces:
-        start = 0
-        while start < len(piece):
-            n = min(len(piece) - start, len(view) - n_filled)
-            view[n_filled : n_filled + n] = piece[start : start + n]
-            start, n_filled = start + n, n_filled + n
-            if n_filled == len(view):
-                yield view
-                n_filled = 0
-    if n_filled:
-        yield view[:n_filled]

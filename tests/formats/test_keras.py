@@ -300,14 +300,14 @@ def deep(n: int) -> bytes:
 @pytest.mark.parametrize(
     ("finding", "data"),
     [
-        ("found no member", {"config.json": b"{}", "model.weights.npz": b""}),
-        ("is missing", {"model.weights.h5": GOOD}),
+        ("found no member model.weights.h5", {"config.json": b"{}", "model.weights.npz": b""}),
+        ("found no member config.json", {"model.weights.h5": GOOD}),
         ("cannot be read", {**members_of(GOOD), "config.json": b"{"}),
         ("cannot be read", {**members_of(GOOD), "config.json": b"[]"}),
         ("cannot be read", {**members_of(GOOD), "config.json": b"\xff\xfe{"}),
         ("cannot be read", {**members_of(GOOD), "config.json": deep(100_000)}),
         ("cannot be read", {**members_of(GOOD), "metadata.json": b"3"}),
-        ("of JSON", {**members_of(GOOD), "config.json": b" " * (9 << 20)}),
+        ("expected at most", {**members_of(GOOD), "config.json": b" " * (9 << 20)}),
         ("signature", members_of(b"")),
         ("HDF5", members_of(b"\x89HDF\r\n\x1a\n" + bytes(200))),
         ("ended early", members_of(GOOD[:-8])),
@@ -320,17 +320,16 @@ def test_a_hostile_archive_is_one_line(tmp_path: Path, finding: str, data: dict[
 @pytest.mark.parametrize(
     ("finding", "offset", "value"),
     [
-        ("declares", 24, struct.pack("<I", 5_000_000)),
-        ("ended early|expected a member|behind", 42, struct.pack("<I", 3)),
-        ("behind the end|no readable|damaged|expected", 42, struct.pack("<I", 0x7FFFFFFF)),
-        ("declares", 10, struct.pack("<H", 12) + bytes(12) + struct.pack("<I", 0xFFFFFFF0)),
+        ("is stored in", 24, struct.pack("<I", 5_000_000)),
+        ("expected its local header", 42, struct.pack("<I", 0)),
+        ("ended early", 42, struct.pack("<I", 0x7FFFFFFF)),
+        ("compressed by method 12", 10, struct.pack("<H", 12)),
     ],
 )
 def test_a_directory_that_lies_is_one_line(tmp_path: Path, finding: str, offset: int, value: bytes) -> None:
     path = archive(tmp_path / "bad.keras", members_of(GOOD))
     path.write_bytes(set_directory(path.read_bytes(), offset, value))
-    message = refuse(path)
-    assert any(part in message for part in finding.split("|")), message
+    assert finding in refuse(path)
 
 
 def test_a_bomb_is_refused_before_it_is_decompressed(tmp_path: Path) -> None:
@@ -339,11 +338,21 @@ def test_a_bomb_is_refused_before_it_is_decompressed(tmp_path: Path) -> None:
     assert "declares 2147483648 bytes" in refuse(path)
 
 
+def test_damaged_compressed_weights_are_one_line(tmp_path: Path) -> None:
+    data = weights(lambda file: file.update({"w": np.random.default_rng(0).standard_normal(9000)}))
+    path = archive(tmp_path / "bad.keras", members_of(data), zipfile.ZIP_DEFLATED)
+    good = path.read_bytes()
+    for at in range(len(good) // 4, len(good) // 2, 4001):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1 :])
+        message = refuse(path)
+        assert "is damaged" in message or "checksum" in message
+
+
 def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "bad.keras", members_of(GOOD))
     with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("model.weights.h5", GOOD)
-    assert "two members" in refuse(path)
+    assert "twice" in refuse(path)
 
 
 def test_a_nested_configuration_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
