@@ -23,6 +23,8 @@ ENTRY_POINTS = "dvc_modelver.formats"
 _FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "npz": (".npz",),
+    "xgboost": (".ubj",),
+    "lightgbm": (".lgb", ".lgbm"),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 
