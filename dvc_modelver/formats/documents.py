@@ -56,7 +56,7 @@ class Numbers(NamedTuple):
 
     start: int
     end: int
-    count: int
+    n_items: int
     code: str
 
 
@@ -153,7 +153,7 @@ class JsonDocument(_Walker):
         """Give an array of numbers; see `Document`."""
         if not isinstance(found, Numbers):
             return self._checked(found if isinstance(found, list) else [found], dtype)
-        self._check_count(found.count, MAX_JSON_NUMBERS)
+        self._check_count(found.n_items, MAX_JSON_NUMBERS)
         text = read_exactly(self._file, found.start, found.end - found.start, self._name)
         try:
             items = json.loads(text)
@@ -280,7 +280,7 @@ class UbjsonDocument(_Walker):
 
         if not isinstance(found, Numbers):
             return self._checked(found if isinstance(found, list) else [found], dtype)
-        self._check_count(found.count, MAX_NUMBERS)
+        self._check_count(found.n_items, MAX_NUMBERS)
         if dtype[0] == "i" and found.code[-2] == "f":
             raise self._bad("has an array of floats, expected whole numbers")
         stored = np.frombuffer(read_exactly(self._file, found.start, found.end - found.start, self._name), found.code)

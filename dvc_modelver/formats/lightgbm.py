@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats.base import MAX_HEADER_BYTES, Folder, flatten, measure, quote, read_exactly
+from dvc_modelver.formats.base import Folder, flatten, measure, quote, read_exactly
 from dvc_modelver.formats.trees import MAX_TREES, Arrays, Outline, TreesReader, order_nodes, sort_rows
 
 if TYPE_CHECKING:
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 FORMAT = "lightgbm"
 SUFFIXES = (".lgb", ".lgbm")
+MAX_TEXT_BYTES = 32 << 20
+"""Length of the text before the trees, and of that after them."""
 MAX_TREE_BYTES = 32 << 20
 """Length of one tree's text."""
+MAX_LINES = 10_000
+MAX_FEATURES = 1_000_000
 
 MAX_LEAVES = 131_072
 """Leaves of one tree, at most, in LightGBM itself."""
@@ -102,7 +106,7 @@ class LightgbmReader(TreesReader):
         text, at = b"", -1
         while at < 0:
             step = max(_WINDOW_BYTES, len(text))
-            if len(text) == self._n_file_bytes or len(text) > MAX_HEADER_BYTES:
+            if len(text) == self._n_file_bytes or len(text) > MAX_TEXT_BYTES:
                 raise self._bad(f"has no tree_sizes and empty line in {len(text)} bytes, expected a header with both")
             text += read_exactly(self._file, len(text), min(step, self._n_file_bytes - len(text)), self.name)
             sizes = text.find(b"\ntree_sizes=")
@@ -154,22 +158,22 @@ class LightgbmReader(TreesReader):
 
     def _read_tail(self, start: int) -> str:
         n_bytes = self._n_file_bytes - start
-        if n_bytes > MAX_HEADER_BYTES:
-            raise self._bad(f"has {n_bytes} bytes after its trees, expected at most {MAX_HEADER_BYTES}")
+        if n_bytes > MAX_TEXT_BYTES:
+            raise self._bad(f"has {n_bytes} bytes after its trees, expected at most {MAX_TEXT_BYTES}")
         tail = self._decode(read_exactly(self._file, start, n_bytes, self.name))
         if not tail.startswith("end of trees\n"):
             raise self._bad(f"has {quote(tail[:40])} after its trees, expected 'end of trees'")
         return tail
 
     def _describe(self, header: dict[str, str], tail: str) -> dict[str, Any]:
-        names = header.pop("feature_names", "").split(" ")
-        ranges = header.pop("feature_infos", "").split(" ")
+        names = self._split(header.pop("feature_names", ""))
+        ranges = self._split(header.pop("feature_infos", ""))
         sizes = header.pop("tree_sizes").split()
         del header["tree"]
         begin, end = tail.find("\nparameters:\n"), tail.find("\nend of parameters")
         if begin >= 0 > end:
             raise self._bad("has no 'end of parameters' after 'parameters:', expected both")
-        lines = tail[begin:end].splitlines() if begin >= 0 else []
+        lines = self._lines(tail[begin:end]) if begin >= 0 else []
         pairs = (line[1:-1].partition(": ") for line in lines if line.startswith("[") and line.endswith("]"))
         categories = re.search(r"^pandas_categorical:(.*)$", tail, re.MULTILINE)
         return {
@@ -177,8 +181,8 @@ class LightgbmReader(TreesReader):
             "trees": len(sizes),
             "parameters": {key: value for key, _, value in pairs},
             "pandas_categorical": categories[1] if categories else "",
-            "feature_names": {str(i): name for i, name in enumerate(names)},
-            "feature_infos": {str(i): found for i, found in enumerate(ranges)},
+            "feature_names": names,
+            "feature_infos": ranges,
         }
 
     def _load(self, number: int) -> Arrays:
@@ -249,8 +253,18 @@ class LightgbmReader(TreesReader):
         return sort_rows(owner[of_word[word]], (used[word] - bounds[of_word[word]]) * 32 + bit)
 
     def _members(self, text: bytes) -> dict[str, str]:
-        pairs = (line.partition("=") for line in self._decode(text).split("\n"))
+        pairs = (line.partition("=") for line in self._lines(self._decode(text)))
         return {key: value for key, _, value in pairs}
+
+    def _lines(self, text: str) -> list[str]:
+        if (n_lines := text.count("\n") + 1) > MAX_LINES:
+            raise self._bad(f"has {n_lines} lines where {quote(text[:20])} begins, expected at most {MAX_LINES}")
+        return text.split("\n")
+
+    def _split(self, text: str) -> dict[str, str]:
+        if (n_features := text.count(" ") + 1) > MAX_FEATURES:
+            raise self._bad(f"has {n_features} features, expected at most {MAX_FEATURES}")
+        return {str(i): word for i, word in enumerate(text.split(" "))}
 
     def _decode(self, text: bytes) -> str:
         try:

@@ -93,14 +93,10 @@ class TreesReader(FileReader):
         self._last: tuple[int, Arrays] = (-1, {})
 
     def _list(self, outlines: Sequence[Outline], others: Arrays | None = None) -> None:
-        """Say what the file holds: its trees, and arrays of the whole model by name."""
+        """Say what the file holds: its trees, and arrays of floats of the whole model by name."""
         self.outlines, self._others = outlines, others or {}
-        dtypes = {code: dtype for dtype, code in _CODES.items()}
         width = number_width(len(outlines))
-        specs = [
-            TensorSpec(key, dtypes[values.dtype.str.replace("|b1", "?").lstrip("|")], values.shape)
-            for key, values in self._others.items()
-        ]
+        specs = [TensorSpec(key, self.real, values.shape) for key, values in self._others.items()]
         layout = [(field, *FIELDS[field]) for field in self.fields]
         for number, outline in enumerate(outlines):
             prefix = f"trees.{number:0{width}d}."
@@ -137,7 +133,7 @@ class TreesReader(FileReader):
                 f"{self.name}: tensor {quote(spec.name)} has values that are no {spec.dtype}, expected such ones",
                 hint="save the model again",
             )
-        values = memoryview(cast.reshape(-1).view("u1")).cast("B")
+        values = cast.reshape(-1).view("u1").data
         for start in range(0, len(values), n_bytes):
             yield values[start : start + n_bytes]
 

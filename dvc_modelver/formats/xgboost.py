@@ -90,7 +90,7 @@ class XgboostReader(TreesReader):
         if "weight_drop" in booster:
             others["weight_drop"] = self._document.read_numbers(booster["weight_drop"], "f4")
         outlines = content.get("trees", [])
-        outlines = [] if isinstance(outlines, Numbers) and not outlines.count else outlines
+        outlines = [] if isinstance(outlines, Numbers) and not outlines.n_items else outlines
         if not isinstance(outlines, list) or not all(isinstance(tree, Outline) for tree in outlines):
             raise self._bad(f"has trees {quote(outlines)}, expected a list of trees")
         n_trees = _members(content.get("gbtree_model_param")).get("num_trees")
@@ -157,9 +157,9 @@ class XgboostReader(TreesReader):
             found = {key: self._plain(item) for key, item in value.items()}
             return {key: item for key, item in found.items() if item not in ([], {})}
         if isinstance(value, Numbers):
-            if value.count > _MAX_INLINE:
+            if value.n_items > _MAX_INLINE:
                 values = self._document.read_numbers(value, "f8")
-                return f"sha256:{hashlib.sha256(values.astype('<f8').tobytes()).hexdigest()[:32]} ({value.count:,})"
+                return f"sha256:{hashlib.sha256(values.astype('<f8').tobytes()).hexdigest()[:32]} ({value.n_items:,})"
             values = self._document.read_numbers(value, "f8")
             return [int(item) if item.is_integer() else item for item in values.tolist()]
         return [self._plain(item) for item in value] if isinstance(value, list) else value
@@ -217,7 +217,8 @@ class XgboostReader(TreesReader):
         values = self._document.read_numbers(tree.get(key, []), "f4")
         if values.size % outline.n_outputs or at.min() < 0 or at.max() >= values.size // outline.n_outputs:
             raise bad(f"has {values.size} {key}, expected {outline.n_outputs} for each leaf")
-        return values.reshape(-1, outline.n_outputs)[at]
+        vectors: NDArray[Any] = values.reshape(-1, outline.n_outputs)[at]
+        return vectors
 
     def _categories(self, tree: Mapping[str, Any], numbers: NDArray[Any], bad: Any) -> NDArray[Any]:
         import numpy as np
@@ -242,7 +243,7 @@ def _members(value: object) -> dict[str, Any]:
 
 def _length(value: object) -> int:
     if isinstance(value, Numbers):
-        return value.count
+        return value.n_items
     return len(value) if isinstance(value, list) else -1
 
 
