@@ -25,6 +25,7 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "npz": (".npz",),
     "xgboost": (".ubj",),
     "lightgbm": (".lgb", ".lgbm"),
+    "catboost": (".cbm",),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 

@@ -88,7 +88,7 @@ class _Walker:
     def __init__(self, file: BinaryIO, name: str, shrunk_key: str = "", shrink: Shrink | None = None) -> None:
         self._file, self._name = file, name
         self._shrunk_key, self._shrink = shrunk_key, shrink
-        self._values_left = MAX_VALUES
+        self._values_left = 0
 
     def _bad(self, finding: str) -> BadModelError:
         return BadModelError(f"{self._name}: {finding}", hint=self.hint)
@@ -130,6 +130,7 @@ class JsonDocument(_Walker):
 
     def parse(self, start: int = 0, end: int | None = None) -> object:
         """Read the value that lies between two positions; see `Document`."""
+        self._values_left = MAX_VALUES
         n_bytes = measure(self._file)
         end = n_bytes if end is None else end
         if end - start > MAX_JSON_BYTES:
@@ -267,6 +268,7 @@ class UbjsonDocument(_Walker):
 
     def parse(self, start: int = 0, end: int | None = None) -> object:
         """Read the value that lies between two positions; see `Document`."""
+        self._values_left = MAX_VALUES
         self._end = measure(self._file) if end is None else end
         self._buffer, self._buffer_start, self._at = b"", start, 0
         value = self._value(self._take(1)[0], 0, "")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from dvc_modelver.errors import BadModelError
@@ -26,6 +27,7 @@ MAX_NODES = 2_000_000
 REAL = "real"
 FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "feature": ("I32", ("n_splits",)),
+    "kind": ("I8", ("n_splits",)),
     "threshold": (REAL, ("n_splits",)),
     "default_left": ("BOOL", ("n_splits",)),
     "decision_type": ("I8", ("n_splits",)),
@@ -40,6 +42,8 @@ FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
 """What a tree's tensors are called, ``trees.<number>.<field>``, with dtypes and axes; `REAL` is the format's own float.
 
 - ``feature``: number of the feature that a split asks; ``threshold``: what it is compared with, as stored.
+- ``kind``: what CatBoost's ``feature`` counts: 0 features of numbers, 1 estimates from texts and embeddings, 2 features
+  of categories, 3 statistics of categories.
 - ``default_left``: whether a missing value goes left; ``decision_type``: LightGBM's bits, which say that and more.
 - ``children``: left and right child of each split; another split by its number, leaf k as ``~k`` (so leaf 0 is -1).
   A symmetric tree has none: its splits are its levels, as its format orders them.
@@ -57,7 +61,7 @@ Arrays = Mapping[str, "NDArray[Any]"]
 
 
 class Outline(NamedTuple):
-    """How large one tree is, and where in the file it lies."""
+    """How large one tree is, and where it lies: in the file, or among the nodes of all trees."""
 
     start: int
     end: int
@@ -79,12 +83,14 @@ class TreesReader(FileReader):
 
     Attributes:
         fields: The fields that this format's trees have, of `FIELDS`.
-        real: Dtype of thresholds and leaf values.
+        real: Dtype of leaf values, and of what the format says no more of.
+        dtypes: Dtypes of fields that have another float.
         outlines: One for each tree.
     """
 
     fields: tuple[str, ...]
     real: str
+    dtypes: Mapping[str, str] = MappingProxyType({})
     outlines: Sequence[Outline] = ()
 
     def __init__(self, source: Path | BinaryIO, name: str = "") -> None:
@@ -97,13 +103,16 @@ class TreesReader(FileReader):
         self.outlines, self._others = outlines, others or {}
         width = number_width(len(outlines))
         specs = [TensorSpec(key, self.real, values.shape) for key, values in self._others.items()]
-        layout = [(field, *FIELDS[field]) for field in self.fields]
+        layout = []
+        for field in self.fields:
+            dtype, axes = FIELDS[field]
+            layout.append((field, self.dtypes.get(field, self.real) if dtype == REAL else dtype, axes))
         for number, outline in enumerate(outlines):
             prefix = f"trees.{number:0{width}d}."
             for field, dtype, axes in layout:
                 if axes[0] not in _OPTIONAL or getattr(outline, str(axes[0])):
                     shape = _shape(field, axes, outline)
-                    specs.append(TensorSpec(prefix + field, self.real if dtype == REAL else dtype, shape))
+                    specs.append(TensorSpec(prefix + field, dtype, shape))
         self.specs = tuple(sorted(specs, key=lambda spec: spec.name))
 
     def _load(self, number: int) -> Arrays:

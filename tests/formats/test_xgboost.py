@@ -153,7 +153,7 @@ def ubj_tree(left: Any, right: Any, num_nodes: int | None = None, **arrays: Any)
         b"{" + ubj_array("left_children", "l", left) + ubj_array("right_children", "l", right)
         + ubj_array("split_indices", "l", arrays.get("split_indices", zeros))
         + ubj_array("split_conditions", "d", zeros) + ubj_array("default_left", "U", arrays.get("default_left", zeros))
-        + b"".join(ubj_array(k, "d" if k[0] == "l" else "l", v) for k, v in arrays.items() if k.startswith(("categories", "leaf")))
+        + b"".join(ubj_array(k, "l" if k[0] == "c" else "d", v) for k, v in arrays.items() if k.startswith(("categories", "leaf", "base")))
         + ubj_text("tree_param") + b"{" + b"".join(ubj_text(k) + b"S" + ubj_text(v) for k, v in params.items()) + b"}}"
     )  # fmt: skip
 
@@ -481,6 +481,21 @@ def test_ubjson_values_of_every_type_are_read() -> None:
         "i": -1, "U": 255, "I": -2, "l": 5, "D": 0.1, "T": True, "F": False, "Z": None, "S": "ab",
         "list": [True, []], "counted": [1, 2],
     }  # fmt: skip
+
+
+def test_vectors_of_leaves_in_the_table_of_all_nodes_are_read() -> None:
+    tree = ubj_tree([1, -1, 3, -1, -1], [2, -1, 4, -1, -1], base_weights=np.arange(10))
+    vectors = tree.replace(b"leaf_vectorSL\0\0\0\0\0\0\0\x011", b"leaf_vectorSL\0\0\0\0\0\0\0\x012")
+    with XgboostReader(io.BytesIO(ubj_model(vectors))) as reader:  # as XGBoost 2.1 writes them
+        assert arrays_of(reader)["trees.0000.value"].tolist() == [[2, 3], [6, 7], [8, 9]]
+
+
+def test_the_limit_of_values_is_for_each_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dvc_modelver.formats.documents.MAX_VALUES", 200)
+    model = train(30, max_depth=1)
+    for notation in ("ubj", "json"):
+        with XgboostReader(io.BytesIO(model.save_raw(notation))) as reader:
+            assert_same(arrays_of(reader), arrays_of_dump(model))
 
 
 def test_a_leaf_vector_shared_by_many_leaves_is_bounded() -> None:
