@@ -31,6 +31,9 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "onnx": (".onnx",),
     "keras": (".keras",),
     "hdf5": (".h5", ".hdf5"),
+    "xgboost": (".ubj",),
+    "lightgbm": (".lgb", ".lgbm"),
+    "catboost": (".cbm",),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 
