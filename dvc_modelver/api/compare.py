@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -135,6 +136,11 @@ def compare_files(old: Path, new: Path, *, exact: bool = False) -> ModelDiff:
     return replace(found, kind="identical", reason="same bytes", bytes_equal=True)
 
 
+def _pattern(name: str) -> str:
+    """Give a name with its numbers left open: where layers come or go, the others may have been renumbered."""
+    return re.sub(r"\d+", "#", name)
+
+
 def _have_same_bytes(old: Path, new: Path) -> bool:
     if not old.is_dir() or not new.is_dir():
         return old.is_dir() == new.is_dir() and filecmp.cmp(old, new, shallow=False)
@@ -151,10 +157,15 @@ def _header_sides(old: Path, new: Path) -> tuple[Side, Side]:
     """
     with _open(old, str(old)) as first, _open(new, str(new)) as second:
         names = [{spec.name for spec in reader.specs} for reader in (first, second)]
+        apart = names[0] - names[1] and names[1] - names[0]
+        grown = {_pattern(name) for name in names[0] ^ names[1] if _pattern(name) != name}
         sides = []
         for path, reader, others in ((old, first, names[1]), (new, second, names[0])):
-            apart = names[0] - names[1] and names[1] - names[0]
-            lonely = [spec for spec in reader.specs if spec.numel == 1 or (apart and spec.name not in others)]
+            lonely = [
+                spec
+                for spec in reader.specs
+                if spec.numel == 1 or (apart and spec.name not in others) or _pattern(spec.name) in grown
+            ]
             known = {row.name: row for row in fingerprint(_Some(reader, tuple(lonely)), k=64)}
             rows = tuple(
                 known.get(s.name) or TensorRow(name=s.name, dtype=s.dtype, shape=s.shape, role=s.role, digest="")

@@ -114,7 +114,7 @@ def measure_product(old: Reader, first: Layer, new: Reader, second: Layer) -> Es
     bb = _dot(a2, b2, a2, b2) * second.scale**2
     ab = _dot(a1, b1, a2, b2) * first.scale * second.scale
     norms = math.sqrt(max(aa, 0.0)), math.sqrt(max(bb, 0.0))
-    return from_norms(*norms, math.sqrt(max(aa + bb - 2 * ab, 0.0)))
+    return from_norms(*norms, math.sqrt(max(aa + bb - 2 * ab, 0.0)), ab)
 
 
 def _dot(a1: NDArray[Any], b1: NDArray[Any], a2: NDArray[Any], b2: NDArray[Any]) -> float:
