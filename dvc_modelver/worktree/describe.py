@@ -127,6 +127,15 @@ def _open(file: Path | Folder, name: str, beside: Folder | None, stack: ExitStac
     return (None if reader is None else stack.enter_context(reader)), ""
 
 
+def find_defect(file: Path, name: str) -> str:
+    """Give why a model cannot be opened; empty where it can, or is not there."""
+    with ExitStack() as stack:
+        try:
+            return _open(file, name, None, stack)[1]
+        except OSError:
+            return ""
+
+
 def _describe_tensors(reader: Reader | None, warning: str, progress: Progress | None) -> tuple[TensorTable | None, str]:
     if reader is None:
         return None, warning
