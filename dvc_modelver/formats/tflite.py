@@ -20,9 +20,10 @@ from dvc_modelver.formats.base import (
     measure,
     quote,
     read_exactly,
+    rechunk,
 )
 from dvc_modelver.formats.flatbuffer import FlatBuffer
-from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_pieces, iter_widened
+from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened
 from dvc_modelver.formats.tflite_graph import NARROW, Constant, read_model
 from dvc_modelver.tensors import TensorSpec
 
@@ -80,7 +81,7 @@ class TfliteReader(FileReader):
         if constant.kind in NARROW:
             packed = self._iter_raw(spec.name, constant, _PIECE)
             widened = iter_widened(packed, NARROW[constant.kind][1], constant.dtype == "I8", spec.numel)
-            yield from iter_pieces(widened, n_bytes)
+            yield from rechunk(widened, n_bytes)
         else:
             yield from self._iter_raw(spec.name, constant, n_bytes)
 
@@ -90,7 +91,7 @@ class TfliteReader(FileReader):
             yield from self.iter_buffers(spec, n_bytes)
             return
         affine = self._read_affine(self._constants[spec.name])
-        yield from iter_pieces(iter_dequantised(self.iter_buffers(spec, _PIECE), spec, affine), n_bytes)
+        yield from rechunk(iter_dequantised(self.iter_buffers(spec, _PIECE), spec, affine), n_bytes)
 
     def _iter_raw(self, name: str, constant: Constant, n_bytes: int) -> Iterator[memoryview]:
         return self._iter_span(constant.start, constant.end, n_bytes, f"tensor {quote(name)}")
