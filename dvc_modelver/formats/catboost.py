@@ -19,8 +19,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats.base import Folder, ended_early, fill, flatten, measure, quote, read_exactly
-from dvc_modelver.formats.flatbuffer_span import FlatBuffer, Vector
+from dvc_modelver.formats.base import Folder, ended_early, flatten, measure, quote, read_exactly
+from dvc_modelver.formats.flatbuffer import MAX_TEXTS_BYTES, FlatBuffer, Table, Vector
 from dvc_modelver.formats.trees import MAX_NODES, MAX_TREES, Arrays, Nodes, Outline, TreesReader, order_nodes, sort_rows
 from dvc_modelver.tensors import TensorSpec
 
@@ -40,6 +40,8 @@ MAX_SPLITS = 4_000_000
 _FIELDS = ("feature", "kind", "threshold", "categories", "value")
 _MAX_COMBINED = 64
 _MAX_STATISTICS = 20_000
+_MAX_MEMBERS = 1_000
+_PAGE_BYTES = 65_536
 _MAX_INFO_CHARS = 4_000_000
 _DIMENSION, _TREE_SPLITS, _TREE_SIZES, _CAT_FEATURES, _FLOAT_FEATURES = 0, 1, 2, 4, 5
 _ONE_HOT_FEATURES, _CTR_FEATURES, _LEAF_VALUES, _STEP_NODES, _LEAF_IDS = 6, 7, 8, 10, 11
@@ -94,12 +96,12 @@ class CatboostReader(TreesReader):
         self._core_end = 8 + int.from_bytes(start[4:], "little")
         if self._core_end > n_bytes:
             raise ended_early(self.name, n_bytes, self._core_end)
-        self._flat = FlatBuffer(self._file, 8, self._core_end, self.name, _HINT)
+        self._flat = FlatBuffer(self._file, 8, self._core_end, self.name, _HINT, page_bytes=_PAGE_BYTES)
         core = self._flat.root()
-        if (version := self._flat.text(core, 0)) != _VERSION:
+        if (version := core.text(0)) != _VERSION:
             raise self._bad(f"is of the version {quote(version)}, expected {_VERSION}")
-        trees, parts = self._flat.table(core, 1), self._flat.texts(core, 3, 1_000)
-        if not trees or bool(parts) != (n_bytes > self._core_end):
+        trees, parts = core.table(1), core.texts(3, _MAX_MEMBERS)
+        if trees is None or bool(parts) != (n_bytes > self._core_end):
             raise self._bad(f"has {n_bytes - self._core_end} bytes after its trees, expected {len(parts)} parts there")
         features = self._read_features(trees)
         outlines = self._read_outlines(trees)
@@ -110,7 +112,7 @@ class CatboostReader(TreesReader):
         facts = {
             "trees": len(outlines),
             "is_symmetric": self._is_symmetric,
-            "scale": float(self._flat.scalar(trees, _SCALE, "d", 1)),
+            "scale": float(trees.real(_SCALE, "<d", 1)),
             "parts": ", ".join(parts),
             **self._read_info(core),
             **features,
@@ -121,14 +123,8 @@ class CatboostReader(TreesReader):
         """Give a tensor's values; see `Reader`."""
         if spec.name != "parts":
             yield from super().iter_buffers(spec, n_bytes)
-            return
-        buffer = memoryview(bytearray(min(n_bytes, spec.numel)))
-        for start in range(0, spec.numel, n_bytes):
-            piece = buffer[: min(n_bytes, spec.numel - start)]
-            self._file.seek(self._core_end + start)
-            if (n_read := fill(self._file, piece)) < len(piece):
-                raise ended_early(f"{self.name}: tensor 'parts'", n_read, len(piece))
-            yield piece
+        else:
+            yield from self._iter_span(self._core_end, self._core_end + spec.numel, n_bytes, "tensor 'parts'")
 
     def _array(self, place: Vector, code: str, begin: int = 0, count: int | None = None) -> NDArray[Any]:
         import numpy as np
@@ -137,27 +133,27 @@ class CatboostReader(TreesReader):
         if begin < 0 or count < 0 or begin + count > place.n_items:
             raise self._bad(f"needs items {begin} to {begin + count} of a list of {place.n_items}, expected them there")
         n_bytes = np.dtype(code).itemsize
-        return np.frombuffer(self._flat.read(place.start + begin * n_bytes, count * n_bytes), code)
+        start = place.start + begin * n_bytes
+        return np.frombuffer(self._flat.read_values(start, start + count * n_bytes), code)
 
-    def _read_features(self, trees: int) -> dict[str, Any]:
+    def _read_features(self, trees: Table) -> dict[str, Any]:
         """Number the borders and categories of all features as CatBoost does, and describe the features."""
         import numpy as np
 
-        flat = self._flat
         numbers, estimates, sets, statistics, categories = (
-            flat.tables(trees, slot, MAX_FEATURES)
+            list(trees.tables(slot, MAX_FEATURES))
             for slot in (_FLOAT_FEATURES, _ESTIMATED_FEATURES, _ONE_HOT_FEATURES, _CTR_FEATURES, _CAT_FEATURES)
         )
         if len(statistics) > _MAX_STATISTICS:
             raise self._bad(f"has {len(statistics)} statistics of categories, expected at most {_MAX_STATISTICS}")
         if (n_features := sum(map(len, (numbers, estimates, sets, statistics, categories)))) > MAX_FEATURES:
             raise self._bad(f"has {n_features} features, expected at most {MAX_FEATURES}")
-        columns = {flat.scalar(at, 0, "i", -1): int(flat.scalar(at, 1, "i", -1)) for at in categories}
+        columns = {at.number(0, "<i", -1): at.number(1, "<i", -1) for at in categories}
         bins = [
-            *((_NUMBER, int(flat.scalar(at, 2, "i", -1)), flat.vector(at, 3, 4)) for at in numbers),
-            *((_ESTIMATE, i, flat.vector(at, 3, 4)) for i, at in enumerate(estimates)),
-            *((_CATEGORY, columns.get(flat.scalar(at, 0, "i", -1), -1), flat.vector(at, 1, 4)) for at in sets),
-            *((_STATISTIC, i, flat.vector(at, 1, 4)) for i, at in enumerate(statistics)),
+            *((_NUMBER, at.number(2, "<i", -1), at.vector(3, 4)) for at in numbers),
+            *((_ESTIMATE, i, at.vector(3, 4)) for i, at in enumerate(estimates)),
+            *((_CATEGORY, columns.get(at.number(0, "<i", -1), -1), at.vector(1, 4)) for at in sets),
+            *((_STATISTIC, i, at.vector(1, 4)) for i, at in enumerate(statistics)),
         ]
         counts = [place.n_items for _, _, place in bins]
         if sum(counts) > MAX_BINS:
@@ -167,66 +163,64 @@ class CatboostReader(TreesReader):
         self._columns = np.repeat(np.array([column for _, column, _ in bins], "i4"), counts)
         self._hashes = values
         self._borders = np.where(self._kinds == _CATEGORY, np.float32(0), values.view("<f4"))
-        names = {int(flat.scalar(at, 2, "i", -1)): flat.text(at, 4) for at in numbers}
-        names |= {int(flat.scalar(at, 1, "i", -1)): flat.text(at, 2) for at in categories}
+        names = {at.number(2, "<i", -1): at.text(4, MAX_TEXTS_BYTES) for at in numbers}
+        names |= {at.number(1, "<i", -1): at.text(2, MAX_TEXTS_BYTES) for at in categories}
         return {
             "missing": {
-                str(flat.scalar(at, 2, "i", -1)): _name(_NAN_TREATMENTS, flat.scalar(at, 5, "b"))
+                str(at.number(2, "<i", -1)): _name(_NAN_TREATMENTS, at.number(5, "<b"))
                 for at in numbers
-                if flat.scalar(at, 0, "?")
+                if at.number(0, "<?")
             },
-            "ctrs": {str(i): self._describe_statistic(flat.table(at, 0)) for i, at in enumerate(statistics)},
+            "ctrs": {str(i): self._describe_statistic(at.table(0)) for i, at in enumerate(statistics)},
             "feature_names": {str(column): names[column] for column in sorted(names)},
         }
 
-    def _describe_statistic(self, ctr: int) -> dict[str, Any]:
-        flat = self._flat
-        base = flat.table(ctr, 0) if ctr else 0
-        combination = flat.table(base, 0) if base else 0
-        if not combination:
+    def _describe_statistic(self, ctr: Table | None) -> dict[str, Any]:
+        base = ctr.table(0) if ctr else None
+        combination = base.table(0) if base else None
+        if ctr is None or base is None or combination is None:
             raise self._bad("has a statistic of no features, expected a combination")
-        found: dict[str, Any] = {"type": _name(_CTR_TYPES, flat.scalar(base, 1, "b"))}
+        found: dict[str, Any] = {"type": _name(_CTR_TYPES, base.number(1, "<b"))}
         members = (("categories", 4, "<i4"), ("float_splits", 8, "<i4,<f4"), ("one_hot_splits", 8, "<i4,<i4"))
         for slot, (key, item_bytes, code) in enumerate(members):
-            place = flat.vector(combination, slot, item_bytes)
+            place = combination.vector(slot, item_bytes)
             if place.n_items > _MAX_COMBINED:
                 raise self._bad(f"has a statistic of {place.n_items} features, expected at most {_MAX_COMBINED}")
             if place.n_items:
                 found[key] = str(self._array(place, code).tolist())
         return found | {
-            "target_border": flat.scalar(ctr, 1, "i"),
-            "prior": [flat.scalar(ctr, 2, "f"), flat.scalar(ctr, 3, "f", 1)],
-            "shift": flat.scalar(ctr, 4, "f"),
-            "scale": flat.scalar(ctr, 5, "f", 1),
+            "target_border": ctr.number(1, "<i"),
+            "prior": [ctr.real(2, "<f"), ctr.real(3, "<f", 1)],
+            "shift": ctr.real(4, "<f"),
+            "scale": ctr.real(5, "<f", 1),
         }
 
-    def _read_bias(self, trees: int) -> NDArray[Any]:
+    def _read_bias(self, trees: Table) -> NDArray[Any]:
         import numpy as np
 
-        bias = self._array(self._flat.vector(trees, _MULTI_BIAS, 8), "<f8")
+        bias = self._array(trees.vector(_MULTI_BIAS, 8), "<f8")
         if len(bias) not in (0, self._n_outputs):
             raise self._bad(f"has {len(bias)} biases, expected {self._n_outputs}")
-        return bias if len(bias) else np.full(self._n_outputs, self._flat.scalar(trees, _BIAS, "d"))
+        return bias if len(bias) else np.full(self._n_outputs, trees.real(_BIAS, "<d"))
 
-    def _read_info(self, core: int) -> dict[str, Any]:
+    def _read_info(self, core: Table) -> dict[str, Any]:
         """Give the parameters of training; times, identifiers and paths differ from one run to the next."""
-        pairs = {self._flat.text(at, 0): at for at in self._flat.tables(core, 2, 1_000)}
+        pairs = {at.text(0, MAX_TEXTS_BYTES): at for at in core.tables(2, _MAX_MEMBERS)}
         found: dict[str, Any] = {}
         for key in ("params", "class_params"):
-            text = self._flat.text(pairs[key], 1) if key in pairs else "{}"
+            text = pairs[key].text(1, MAX_TEXTS_BYTES) if key in pairs else "{}"
             try:
                 found[key] = json.loads(text) if len(text) <= _MAX_INFO_CHARS else text
             except (ValueError, RecursionError):
                 found[key] = text
         return found
 
-    def _read_outlines(self, trees: int) -> list[Outline]:
+    def _read_outlines(self, trees: Table) -> list[Outline]:
         import numpy as np
 
-        flat = self._flat
-        self._n_outputs = int(flat.scalar(trees, _DIMENSION, "i"))
-        sizes, splits = flat.vector(trees, _TREE_SIZES, 4), flat.vector(trees, _TREE_SPLITS, 4)
-        self._leaves = flat.vector(trees, _LEAF_VALUES, 8)
+        self._n_outputs = trees.number(_DIMENSION, "<i")
+        sizes, splits = trees.vector(_TREE_SIZES, 4), trees.vector(_TREE_SPLITS, 4)
+        self._leaves = trees.vector(_LEAF_VALUES, 8)
         if not 0 < self._n_outputs <= MAX_FEATURES or sizes.n_items > MAX_TREES or splits.n_items > MAX_SPLITS:
             raise self._bad(
                 f"has {sizes.n_items} trees with {splits.n_items} splits and {self._n_outputs} outputs, "
@@ -252,12 +246,12 @@ class CatboostReader(TreesReader):
         self._first_leaves = np.cumsum(n_leaves) - n_leaves
         return [Outline(*row) for row in table.tolist()]
 
-    def _read_nodes(self, trees: int, splits: Vector) -> None:
+    def _read_nodes(self, trees: Table, splits: Vector) -> None:
         """Read what each split asks; of trees that are not symmetric, also where their nodes lead."""
         import numpy as np
 
-        steps = self._flat.vector(trees, _STEP_NODES, 4)
-        leaf_ids = self._flat.vector(trees, _LEAF_IDS, 4)
+        steps = trees.vector(_STEP_NODES, 4)
+        leaf_ids = trees.vector(_LEAF_IDS, 4)
         self._is_symmetric = not steps.n_items
         self.fields = _FIELDS if self._is_symmetric else (*_FIELDS, "children")
         if not self._is_symmetric and not steps.n_items == leaf_ids.n_items == splits.n_items:
@@ -327,5 +321,5 @@ class CatboostReader(TreesReader):
         return BadModelError(f"{self.name}: {finding}", hint=_HINT)
 
 
-def _name(names: tuple[str, ...], number: int | float) -> str:
-    return names[int(number)] if 0 <= number < len(names) else str(number)
+def _name(names: tuple[str, ...], number: int) -> str:
+    return names[number] if 0 <= number < len(names) else str(number)
