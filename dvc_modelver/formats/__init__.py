@@ -24,6 +24,7 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "npz": (".npz",),
     "torch": (".pt", ".pth"),
+    "sklearn": (".pkl", ".pickle", ".joblib"),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 
