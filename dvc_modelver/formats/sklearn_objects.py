@@ -46,7 +46,13 @@ _SCALARS = (str, bytes, int, float, complex, Global, Span, Encoded, Persistent, 
 _SHORT_BYTES = 64
 _TREE = "sklearn.tree._tree.Tree"
 _TREE_NAMES = {"left_child": "children_left", "right_child": "children_right", "values": "value"}
-_NEIGHBOURS = ("data", "idx_array", "node_data", "node_bounds")
+_STATE_NAMES = {
+    "sklearn.neighbors.": (
+        "data", "idx_array", "node_data", "node_bounds", "leaf_size", "n_levels", "n_nodes", "n_trims", "n_leaves",
+        "n_splits", "n_calls", "dist_metric", "sample_weight",
+    ),
+    "sklearn.metrics._dist_metrics.": ("p", "vec", "mat", "func", "kwargs"),
+}  # fmt: skip
 _GENERATORS = {
     "__randomstate_ctor": "RandomState",
     "__generator_ctor": "Generator",
@@ -168,6 +174,12 @@ class Walk:
             return self._note(name, f"{_GENERATORS.get(kind, kind)} sha256:{self._digests[id(value)]}")
         if isinstance(value, Call) and (dtype := self._parser.parse_type(value)) is not None:
             return self._note(name, f"numpy.dtype({dtype.code!r})")
+        if isinstance(value, Call) and not (value.states or value.items or value.pairs):
+            args = _find_args(value)
+            if all(isinstance(arg, _SCALARS) for arg in args):
+                text = ", ".join(quote(self._plain(arg)) for arg in args[:8])
+                return self._note(name, f"{find_class(value)}({text})")
+            return False
         return not isinstance(value, Call) and self._note(name, quote(value))
 
     # Objects.
@@ -175,10 +187,7 @@ class Walk:
     def _visit_object(self, name: str, made: Call) -> None:
         kind = find_class(made)
         attributes, others = _split_states(made)
-        args = made.args if kind == made.name else tuple(arg for arg in made.args[2:] if arg not in (None, ()))
-        if not (attributes or others or made.items or made.pairs) and all(isinstance(arg, _SCALARS) for arg in args):
-            self._note(name, f"{kind}({', '.join(quote(self._plain(arg)) for arg in args[:8])})")
-            return
+        args = _find_args(made)
         if kind.startswith(_OPTIMIZERS) and name.endswith("_optimizer"):
             name = name.removesuffix("_optimizer") + "optimizer"
         self._note(_join(name, "class"), kind)
@@ -189,7 +198,7 @@ class Walk:
             attributes = self._take_booster(name, attributes, BOOSTERS[kind])
         if attributes:
             self._visit_mapping(name, _name_members(attributes))
-        names = _NEIGHBOURS if kind.startswith("sklearn.neighbors.") else ()
+        names = next((found for prefix, found in _STATE_NAMES.items() if kind.startswith(prefix)), ())
         for state in others:
             self._visit_sequence(name, state, names) if isinstance(state, tuple) else self._visit(name, state)
         for i, (key, value) in enumerate(made.pairs):
@@ -383,6 +392,12 @@ class Walk:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def _find_args(made: Call) -> tuple[object, ...]:
+    if find_class(made) == made.name:
+        return made.args
+    return tuple(arg for arg in made.args[2:] if arg is not None and arg != ())
 
 
 def _split_states(made: Call) -> tuple[dict[str, object], list[object]]:
