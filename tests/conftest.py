@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.sandbox import Sandbox
+
+# A busy machine is no failure: nothing here is judged by seconds.
+settings.register_profile("modelver", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("modelver")
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,12 @@ Sources: ``joblib/numpy_pickle.py`` (``NumpyArrayWrapper``) of joblib 1.6; a wra
 
 from __future__ import annotations
 
+from typing import Any
+
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import quote
 from dvc_modelver.formats.numpy_records import HINT, ArrayParser, NumpyType, find_class
+from dvc_modelver.formats.pickle_literals import Literals
 from dvc_modelver.formats.pickles import Call, Machine, Source, Span
 
 MAX_INLINE_BYTES = 4 << 10
@@ -18,6 +21,14 @@ _MODULES = tuple(
     f"{package}.numpy_pickle{part}" for package in ("joblib", "sklearn.externals.joblib") for part in ("", "_compat")
 )
 _OLD_WRAPPERS = ("NDArrayWrapper", "ZNDArrayWrapper")
+
+
+class _Literals(Literals):
+    """Reads values, and leaves long texts where they are: LightGBM's models, and arrays in protocols 0 to 2."""
+
+    def read_text(self, n_bytes: int) -> Any:
+        """Give a text in UTF-8, or where it is."""
+        return self.read_bytes(n_bytes) if n_bytes > MAX_INLINE_TEXT_BYTES else super().read_text(n_bytes)
 
 
 class StreamMachine(Machine):
@@ -31,16 +42,10 @@ class StreamMachine(Machine):
 
     def __init__(self, source: Source, before: StreamMachine | None = None, *, has_arrays: bool = True) -> None:
         super().__init__(source, on_build=self._read_beside if has_arrays else None, max_inline_bytes=MAX_INLINE_BYTES)
+        self._literals = _Literals(source, self._charge, self._bad, MAX_INLINE_BYTES)
         self._parser: ArrayParser = before._parser if before else ArrayParser(source.name)
         if before is not None:
             self._left = before._left
-
-    def _push_text(self, n_bytes: int) -> None:
-        # LightGBM's models are long texts, and so are the bytes of arrays in protocols 0 to 2.
-        if n_bytes > MAX_INLINE_TEXT_BYTES:
-            self._push_bytes(n_bytes)
-        else:
-            super()._push_text(n_bytes)
 
     def _read_beside(self, call: Call) -> object:
         module, _, kind_name = find_class(call).rpartition(".")
