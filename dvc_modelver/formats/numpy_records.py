@@ -31,6 +31,7 @@ _EXTENDED = {
     "bfloat16": ("BF16", 2), "float8_e4m3fn": ("F8_E4M3", 1), "float8_e5m2": ("F8_E5M2", 1),
     "float8_e4m3fnuz": ("F8_E4M3FNUZ", 1), "float8_e5m2fnuz": ("F8_E5M2FNUZ", 1), "float8_e8m0fnu": ("F8_E8M0", 1),
 }  # fmt: skip
+_ENCODERS = ("_codecs.encode", "builtins.bytearray")
 _STRUCT = {
     "BOOL": "?", "I8": "b", "I16": "h", "I32": "i", "I64": "q", "U8": "B", "U16": "H", "U32": "I", "U64": "Q",
     "F16": "e", "F32": "f", "F64": "d", "C64": "2f", "C128": "2d",
@@ -263,11 +264,11 @@ def find_bytes(value: object) -> object:
     match value:
         case str():
             return value.encode("utf-8", "surrogatepass")  # Python 2's bytes, which were taken for text
-        case Call(args=(Span() as span, "latin1" | "latin-1")) if value.name in (
-            "_codecs.encode",
-            "builtins.bytearray",
-        ):
+        case Call(args=(Span() as span, "latin1" | "latin-1")) if value.name in _ENCODERS:
             return Encoded(span)
+        case Call(args=(Call() as inner,)) if value.name == "builtins.bytearray" and inner.name == "_codecs.encode":
+            found = find_bytes(inner)
+            return found if isinstance(found, Encoded) else value
     return value
 
 

@@ -15,6 +15,7 @@ import codecs
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
@@ -138,7 +139,8 @@ class PickleReader(FileReader):
             )
         for prefix, (kind, data) in walk.boosters.items():
             facts |= self._open_booster(prefix, kind, data)
-        self.specs = tuple(sorted([*own, *(spec for _, spec in self._inner.values())], key=lambda spec: spec.name))
+        own += [replace(spec, name=name) for name, (_, spec) in self._inner.items()]
+        self.specs = tuple(sorted(own, key=lambda spec: spec.name))
         self.framework = _find_framework(facts)
         self.structure = flatten(dict(sorted(facts.items(), key=lambda fact: fact[0].count("."))))
 
@@ -166,7 +168,7 @@ class PickleReader(FileReader):
         for spec in reader.specs:
             name = dot + spec.name
             if name not in self._views:
-                self._inner[name] = (reader, TensorSpec(name, spec.dtype, spec.shape))
+                self._inner[name] = (reader, spec)
         return {f"{dot}model.{key}": fact for key, fact in reader.structure.items()}
 
     # Values.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats.base import quote
+from dvc_modelver.formats.base import MAX_SCALAR_CHARS, quote
 from dvc_modelver.formats.numpy_records import (
     HINT,
     Array,
@@ -30,14 +30,17 @@ from dvc_modelver.formats.numpy_records import (
 )
 from dvc_modelver.formats.pickles import Call, Global, Persistent, Span
 
-MAX_OBJECTS = 1_000_000
-"""Tensors, scalars and containers; of a list of scalars, each sixteenth."""
+MAX_OBJECTS = 500_000
+"""Tensors, scalars and containers; of a list of scalars, each eighth."""
 
 MAX_NESTING = 100
 MAX_NAME_CHARS = 2_000
+MAX_NAMES_CHARS = 64 << 20
+"""Of all names together."""
+
 MAX_LISTED_BYTES = 64 << 10
 MAX_MEMBERS = 200
-"""Of a dictionary of scalars that is listed; a larger one (a vocabulary) is a digest."""
+"""Of a dictionary or list of scalars that is listed; a larger one (a vocabulary) is a digest."""
 
 BOOSTERS = {"lightgbm.basic.Booster": ("lightgbm", "_handle", "handle"), "xgboost.core.Booster": ("xgboost", "handle")}
 """Classes that keep a whole model of another format: its name, and the attributes it may be in."""
@@ -103,7 +106,9 @@ class Walk:
         self._n_objects = 0
         self._depth = 0
         self._seen: dict[int, str] = {}
-        self._digests: dict[int, str] = {}
+        self._n_chars = 0
+        self._scalars: dict[int, object] = {}
+        self._digests: dict[int, tuple[object, str]] = {}
         self._kept: list[object] = []
 
     def add(self, prefix: str, root: object) -> None:
@@ -124,17 +129,18 @@ class Walk:
 
     def _visit(self, name: str, value: object) -> None:
         self._count(1)
-        value = find_scalar(value, self._parser)
+        value = self._scalar(value)
         value = find_bytes(value) if isinstance(value, Call) else value
         if isinstance(value, _SCALARS):
             self._note(name, value)
             return
         arrays = self._parser.parse(value)
         if arrays is not None:
-            for part, array in arrays.items():
-                self._add_array(_join(name, part), array, (id(value), part))
-            return
-        if self._note_simple(name, value):
+            places = {part: (_join(name, part), array) for part, array in arrays.items()}
+            arrays = {
+                part: a for part, (place, a) in places.items() if not self._add_array(place, a, (id(value), part))
+            }
+        if not arrays and (arrays is not None or self._note_simple(name, value)):
             return
         if id(value) in self._seen:
             self._note(f"tied.{name}", self._seen[id(value)])
@@ -143,7 +149,10 @@ class Walk:
         if self._depth >= MAX_NESTING:
             raise self._bad(f"nests objects deeper than {MAX_NESTING} at {quote(name)}, expected less")
         self._depth += 1
-        if isinstance(value, dict):
+        if arrays is not None:
+            for part, array in arrays.items():
+                self._add_members(_join(name, part), array, (id(value), part))
+        elif isinstance(value, dict):
             self._visit_mapping(name, value)
         elif isinstance(value, list | tuple):
             self._visit_sequence(name, value)
@@ -153,25 +162,39 @@ class Walk:
             self._visit_object(name, value)
         self._depth -= 1
 
+    def _scalar(self, value: object) -> object:
+        """Give the number or text of a NumPy scalar, the same object for the same record; else the value."""
+        if not isinstance(value, Call):
+            return value
+        if id(value) not in self._scalars:
+            self._scalars[id(value)] = find_scalar(value, self._parser)
+        return self._scalars[id(value)]
+
     def _note_simple(self, name: str, value: object) -> bool:
         """Note a value that holds neither arrays nor objects; tell whether it is one."""
         if isinstance(value, list | tuple | set | frozenset):
-            self._count(len(value) // 16)
-            items = [find_scalar(item, self._parser) for item in value]
+            if id(value) in self._digests:
+                return self._note(name, self._digests[id(value)][1])
+            self._count(len(value) // 8)
+            items = [self._scalar(item) for item in value]
             if not all(isinstance(item, _SCALARS) for item in items):
                 return False
             items = sorted(items, key=repr) if isinstance(value, set | frozenset) else items
-            return self._note(name, [self._plain(item) for item in items])
+            plain = [self._plain(item) for item in items]
+            return self._note(name, plain if len(plain) <= MAX_MEMBERS else self._remember(value, _digest_rows(plain)))
         if isinstance(value, dict):
             if value and (len(value) <= MAX_MEMBERS or not all(isinstance(item, _SCALARS) for item in value.values())):
                 return False
-            self._count(len(value) // 16)
-            return self._note(name, self._digest_members(value) if value else {})
+            if id(value) in self._digests:
+                return self._note(name, self._digests[id(value)][1])
+            self._count(len(value) // 8)
+            rows = sorted(f"{self._key(key, i)!r}: {self._plain(v)!r}" for i, (key, v) in enumerate(value.items()))
+            return self._note(name, self._remember(value, _digest_rows(rows)) if value else {})
         if isinstance(value, Call) and value.name.startswith("numpy.random."):
             kind = value.name.rpartition(".")[2]
-            if id(value) not in self._digests:
-                self._digests[id(value)] = self._digest_record(value)
-            return self._note(name, f"{_GENERATORS.get(kind, kind)} sha256:{self._digests[id(value)]}")
+            known = self._digests.get(id(value))
+            digest = known[1] if known else self._remember(value, self._digest_record(value))
+            return self._note(name, f"{_GENERATORS.get(kind, kind)} sha256:{digest}")
         if isinstance(value, Call) and (dtype := self._parser.parse_type(value)) is not None:
             return self._note(name, f"numpy.dtype({dtype.code!r})")
         if isinstance(value, Call) and not (value.states or value.items or value.pairs):
@@ -217,7 +240,7 @@ class Walk:
         for key, value in attributes.items():
             arrays = self._parser.parse(value) if key == "nodes" else None
             if arrays and "" in arrays and arrays[""].kind.fields:
-                self._add_array(name, arrays[""], (id(value), ""))
+                self._add_members(name, arrays[""], (id(value), ""))
             else:
                 self._visit(_join(name, _TREE_NAMES.get(key, key)), value)
 
@@ -237,7 +260,7 @@ class Walk:
             self._visit(_join(name, self._key(key, i)), member)
 
     def _key(self, key: object, i: int) -> str:
-        key = find_scalar(key, self._parser)
+        key = self._scalar(key)
         if isinstance(key, str):
             return key
         if isinstance(key, int | float | complex | Global | None):
@@ -283,17 +306,38 @@ class Walk:
 
     # Arrays.
 
-    def _add_array(self, name: str, array: Array, origin: object) -> None:
+    def _add_array(self, name: str, array: Array, origin: object) -> bool:
+        """Add an array whose elements are one number, text or scalar each; tell whether it is one."""
         if isinstance(array.data, list):
-            self._add_objects(name, array)
+            if not self._note_simple(name, array.data):
+                return False
+            if len(array.shape) > 1:
+                self._note(_join(name, "shape"), list(array.shape))
         elif array.kind.fields:
-            self._add_fields(name, array, array.kind, 0, origin)
+            return False
         elif array.kind.dtype is not None:
             self._add_view(name, View(array, array.kind, 0, origin))
         elif array.kind.code[1] in "US" and array.nbytes <= MAX_LISTED_BYTES and array.kind.item_bytes:
-            self._note(name, [self._plain(item) for item in decode(array.kind, self._read(array))])
+            self._count(array.nbytes // 64)
+            texts = [self._plain(item) for item in decode(array.kind, self._read(array))]
+            self._note(name, texts if len(texts) <= MAX_MEMBERS else _digest_rows(texts))
         else:
             self._note(name, f"{array.kind.code} {list(array.shape)} sha256:{self._digest(array.data)}")
+        return True
+
+    def _add_members(self, name: str, array: Array, origin: object) -> None:
+        """Add an array of objects, or of records."""
+        if not isinstance(array.data, list):
+            self._add_fields(name, array, array.kind, 0, origin)
+            return
+        items = list(array.data)
+        if not array.shape:
+            self._visit(name, items[0])
+            return
+        for axis in array.shape[:0:-1]:
+            items = [items[i : i + axis] for i in range(0, len(items), axis)]
+        self._kept.append(items)  # else the address of one of these lists becomes that of another object
+        self._visit_sequence(name, items)
 
     def _add_fields(self, name: str, array: Array, kind: NumpyType, offset: int, origin: object) -> None:
         unlisted = False
@@ -310,20 +354,6 @@ class Walk:
         if unlisted and isinstance(array.data, Data):
             self._note(_join(name, "array"), f"{list(array.shape)} sha256:{self._digest(array.data)}")
 
-    def _add_objects(self, name: str, array: Array) -> None:
-        items: list[object] = list(array.data) if isinstance(array.data, list) else []
-        if not array.shape:
-            self._visit(name, items[0])
-            return
-        if self._note_simple(name, items):
-            if len(array.shape) > 1:
-                self._note(_join(name, "shape"), list(array.shape))
-            return
-        for axis in array.shape[:0:-1]:
-            items = [items[i : i + axis] for i in range(0, len(items), axis)]
-        self._kept.append(items)  # else the address of one of these lists becomes that of another object
-        self._visit_sequence(name, items)
-
     def _add_view(self, name: str, view: View) -> None:
         self.views[self._free(name or "tensor", self.views)] = view
 
@@ -335,33 +365,39 @@ class Walk:
 
     def _plain(self, value: object) -> object:
         if isinstance(value, Global):
-            return str(value)
+            return str(value) if len(value.name) + len(value.module) <= MAX_SCALAR_CHARS else quote(str(value))
         if isinstance(value, Persistent):
             return f"outside of the file: {quote(value.pid)}"
-        if isinstance(value, Span | Encoded) or (isinstance(value, bytes) and len(value) > _SHORT_BYTES):
+        if isinstance(value, Span | Encoded):
             span = value.span if isinstance(value, Encoded) else value
-            return f"sha256:{self._digest(value)} ({span.n_bytes if isinstance(span, Span) else len(span):,} bytes)"
-        return quote(value) if isinstance(value, bytes) else value
+            return f"sha256:{self._digest(value)} ({span.n_bytes:,} bytes)"
+        if not isinstance(value, str | bytes) or (isinstance(value, str) and len(value) <= MAX_SCALAR_CHARS):
+            return value
+        if isinstance(value, bytes) and len(value) <= _SHORT_BYTES:
+            return quote(value)
+        if id(value) not in self._digests:
+            data = value.encode("utf-8", "backslashreplace") if isinstance(value, str) else value
+            what = "characters" if isinstance(value, str) else "bytes"
+            self._remember(value, f"sha256:{hashlib.sha256(data).hexdigest()[:32]} ({len(value):,} {what})")
+        return self._digests[id(value)][1]
 
-    def _digest_members(self, members: Mapping[object, object]) -> str:
-        rows = sorted(f"{self._key(key, i)!r}: {self._plain(v)!r}" for i, (key, v) in enumerate(members.items()))
-        digest = hashlib.sha256("\n".join(rows).encode("utf-8", "backslashreplace")).hexdigest()
-        return f"sha256:{digest[:32]} ({len(rows):,} members)"
+    def _remember(self, value: object, digest: str) -> str:
+        # The value is kept as well, else its address may become that of another.
+        self._digests[id(value)] = (value, digest)
+        return digest
 
     def _digest_record(self, value: object) -> str:
         found = hashlib.sha256()
         todo = [value]
         while todo:
             self._count(1)
-            item = find_scalar(todo.pop(), self._parser)
+            item = self._scalar(todo.pop())
             arrays = self._parser.parse(item)
             if arrays is not None:
                 for array in arrays.values():
                     found.update(f"{array.kind.code}{array.shape}".encode())
-                    if isinstance(array.data, list):
-                        todo += array.data
-                    else:
-                        found.update(self._read(array))
+                    self._count(min(array.nbytes, MAX_LISTED_BYTES) // 256)
+                    todo += array.data if isinstance(array.data, list) else [self._digest(array.data)]
             elif isinstance(item, Call):
                 found.update(item.name.encode("utf-8", "backslashreplace"))
                 todo += [item.args, item.states, list(item.items)]
@@ -375,8 +411,12 @@ class Walk:
         return found.hexdigest()[:32]
 
     def _free(self, name: str, taken: Mapping[str, object]) -> str:
-        if len(name) > MAX_NAME_CHARS:
-            raise self._bad(f"has a name of {len(name)} characters, expected at most {MAX_NAME_CHARS}")
+        self._n_chars += len(name)
+        if len(name) > MAX_NAME_CHARS or self._n_chars > MAX_NAMES_CHARS:
+            raise self._bad(
+                f"has names of {len(name)} characters and {self._n_chars} together, "
+                f"expected at most {MAX_NAME_CHARS} and {MAX_NAMES_CHARS}"
+            )
         try:
             name.encode()
         except UnicodeEncodeError:
@@ -388,6 +428,13 @@ class Walk:
             self._count(1)
             i += 1
         return f"{name}~{i}"
+
+
+def _digest_rows(rows: list[object] | list[str]) -> str:
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(f"{row!r}\n".encode("utf-8", "backslashreplace"))
+    return f"sha256:{found.hexdigest()[:32]} ({len(rows):,} members)"
 
 
 def _join(prefix: str, name: str) -> str:

@@ -485,6 +485,10 @@ def test_an_object_that_contains_itself_ends() -> None:
     value: Any = {"w": np.arange(2)}
     value["self"] = value
     assert list(read(pickle.dumps(value))) == ["w"]
+    array = np.empty(2, object)
+    array[:] = [array, np.arange(2)]
+    for data in (pickle.dumps(array), dump_joblib(array)):
+        assert list(read(data)) == ["1"]
 
 
 def test_records_that_claim_one_array_again_and_again_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
