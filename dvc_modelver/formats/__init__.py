@@ -34,6 +34,7 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "xgboost": (".ubj",),
     "lightgbm": (".lgb", ".lgbm"),
     "catboost": (".cbm",),
+    "sklearn": (".pkl", ".pickle", ".joblib"),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 
