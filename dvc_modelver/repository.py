@@ -13,6 +13,7 @@ from typing import Protocol
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
 from dvc_modelver.formats import known_suffixes
+from dvc_modelver.formats.folder import is_model_folder
 from dvc_modelver.git.layout import Layout, find_layout
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import Git
@@ -25,10 +26,10 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
-from dvc_modelver.settings import Settings, read_settings
+from dvc_modelver.settings import WEIGHT_SUFFIXES, Settings, read_settings
+from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root, share_cache
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
-from dvc_modelver.store.objects import Cache
 from dvc_modelver.store.pointers import Pointer, read_pointers
 
 _SPEECHLESS = {"model", "pytorch_model", "adapter_model", "weights", "checkpoint"}
@@ -256,12 +257,27 @@ class Repository:
         return read_pointers(text, file, dvc_yaml=dvc_yaml)
 
     def is_model(self, view: View, pointer: Pointer) -> bool:
-        """Whether a DVC output is a model: it has metadata, or a format that a reader knows."""
-        if pointer.is_folder or pointer.md5 is None:
+        """Whether a DVC output is a model: it has metadata, or a format that a reader knows.
+
+        A folder without metadata is one where its files say so, or where ``.modelver.toml`` does.
+        """
+        if pointer.md5 is None:
             return False
+        if pointer.is_folder:
+            return view.read(metadata_path(pointer.path)) is not None or self.is_model_folder(pointer.path)
         return view.read(metadata_path(pointer.path)) is not None or self.settings.is_model(
             pointer.path, known_suffixes()
         )
+
+    def is_model_folder(self, path: str) -> bool:
+        """Whether a folder of the work tree holds the files of one model."""
+        if self.settings.is_included(path):
+            return True
+        try:
+            names = os.listdir(self.top / path)
+        except OSError:
+            return False
+        return is_model_folder(names) and any(name.endswith(WEIGHT_SUFFIXES) for name in names)
 
     def models(self, view: View) -> list[TrackedModel]:
         """Give the models of a view, sorted by path."""

@@ -52,6 +52,10 @@ class Settings:
         patterns = (*("*" + s for s in GATE_SUFFIXES), *("*" + s for s in reader_suffixes), *self.include)
         return self._matches(path, patterns)
 
+    def is_included(self, path: str) -> bool:
+        """Whether the owners named `path` a model themselves."""
+        return self._matches(path, self.include)
+
     def _matches(self, path: str, patterns: Iterable[str]) -> bool:
         return any(_match(path, p) for p in patterns) and not any(_match(path, p) for p in self.exclude)
 

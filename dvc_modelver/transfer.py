@@ -12,6 +12,7 @@ from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, NotFoundErr
 from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import Repository, is_pointer_file
+from dvc_modelver.store.folders import folder_bytes
 from dvc_modelver.store.pointers import Pointer, read_pointers
 from dvc_modelver.store.remotes import Remote
 
@@ -147,9 +148,9 @@ def _in_cache(repo: Repository, item: Wanted) -> bool:
         cache.check(item.md5, legacy=item.pointer.legacy)
         return True
     file = repo.top / item.path
-    if item.pointer.is_folder or not file.is_file() or file.stat().st_size != (item.pointer.size or -1):
+    if not file.exists() or folder_bytes(file) != (item.pointer.size or -1):
         return False
-    return cache.store_file(file, link=False).md5 == item.md5
+    return cache.store_path(file, link=False).md5 == item.md5
 
 
 @dataclass

@@ -9,17 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from dvc_modelver.api.select import Selected, find_known, select, split_reference
-from dvc_modelver.diff.compare import ModelDiff, Side, compare
+from dvc_modelver.api.select import Selected, find_known, is_file_argument, select, split_reference
+from dvc_modelver.diff.changes import ModelDiff, Side
+from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, ModelverError, NotFoundError, UsageError
 from dvc_modelver.fingerprint import fingerprint
 from dvc_modelver.fingerprint.row import TensorRow
-from dvc_modelver.formats import Reader, open_reader
+from dvc_modelver.formats import Reader, open_folder, open_reader
 from dvc_modelver.metadata import TensorTable
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
-from dvc_modelver.store.objects import hash_file
+from dvc_modelver.store.cache import ObjectFolder
+from dvc_modelver.store.folders import folder_bytes, is_folder_oid, iter_files, parse_listing
+from dvc_modelver.store.objects import MAX_LISTING_BYTES
 from dvc_modelver.store.remotes import Remote
 from dvc_modelver.tensors import TensorSpec
 from dvc_modelver.worktree.describe import OPAQUE, Contents, read_contents
@@ -56,7 +59,7 @@ def diff(
         BadModelError: A file given cannot be read.
         ObjectMissing: Weights to be measured are nowhere.
     """
-    if old is not None and new is not None and Path(old).is_file() and Path(new).is_file():
+    if old is not None and new is not None and is_file_argument(old) and is_file_argument(new):
         return [compare_files(Path(old), Path(new), exact=exact)]
     repo = Repository.open(folder)
     if old is not None and new is None and not _is_rev(repo, old) and ".." in old:
@@ -92,13 +95,20 @@ def with_weights(repo: Repository, side: Side) -> Side:
     row = read_state(repo.layout.state_dir).rows.get(side.path)
     if cache.has(side.md5):
         cache.check(side.md5)
+        if is_folder_oid(side.md5):
+            return replace(side, open=partial(open_folder, cache.open_folder(side.md5), side.path))
         return replace(side, open=partial(_open, cache.path_of(side.md5), side.path))
     if row is not None and row.md5 == side.md5 and row.model_stamp == stamp_of(file):
         return replace(side, open=partial(_open, file, side.path))
-    if file.is_file() and hash_file(file).md5 == side.md5:
+    if file.exists() and cache.hash_path(file).md5 == side.md5:
         return replace(side, open=partial(_open, file, side.path))
     pointer = next((p for p in repo.pointers(repo.work_tree) if p.path == side.path), None)
     remote = Remote.open(repo.dvc_root(side.path), pointer.remote if pointer is not None else None)
+    if is_folder_oid(side.md5):
+        with remote.open_object(side.md5) as listing:
+            entries = dict(parse_listing(listing.read(MAX_LISTING_BYTES), side.md5, "modelver fsck --remote"))
+        files = ObjectFolder(entries, remote.open_object)
+        return replace(side, open=partial(open_folder, files, side.path), is_remote=True)
     stream = remote.open_object(side.md5)
     return replace(side, open=partial(_open, stream, side.path), is_remote=True)
 
@@ -118,21 +128,33 @@ def compare_files(old: Path, new: Path, *, exact: bool = False) -> ModelDiff:
     """
     if not exact:
         return compare(file_side(str(old)), file_side(str(new)))
-    with ProgressLine(f"comparing {new}", old.stat().st_size + new.stat().st_size) as progress:
+    with ProgressLine(f"comparing {new}", folder_bytes(old) + folder_bytes(new)) as progress:
         found = compare(*_header_sides(old, new), exact=True, progress=progress)
-    if found.tensors_changed or not filecmp.cmp(old, new, shallow=False):
+    if found.tensors_changed or not _have_same_bytes(old, new):
         return found
     return replace(found, kind="identical", reason="same bytes", bytes_equal=True)
 
 
+def _have_same_bytes(old: Path, new: Path) -> bool:
+    if not old.is_dir() or not new.is_dir():
+        return old.is_dir() == new.is_dir() and filecmp.cmp(old, new, shallow=False)
+    names = [name for name, _ in iter_files(old)]
+    return names == [name for name, _ in iter_files(new)] and not any(
+        filecmp.cmpfiles(old, new, names, shallow=False)[1:]
+    )
+
+
 def _header_sides(old: Path, new: Path) -> tuple[Side, Side]:
-    """Give two files by their headers; tensors that only one of them names are fingerprinted, to be found renamed."""
+    """Give two files by their headers; what only one of them names is fingerprinted, to be found renamed.
+
+    So are scalars, which say how the others are applied.
+    """
     with _open(old, str(old)) as first, _open(new, str(new)) as second:
         names = [{spec.name for spec in reader.specs} for reader in (first, second)]
         sides = []
         for path, reader, others in ((old, first, names[1]), (new, second, names[0])):
             apart = names[0] - names[1] and names[1] - names[0]
-            lonely = [spec for spec in reader.specs if apart and spec.name not in others]
+            lonely = [spec for spec in reader.specs if spec.numel == 1 or (apart and spec.name not in others)]
             known = {row.name: row for row in fingerprint(_Some(reader, tuple(lonely)), k=64)}
             rows = tuple(
                 known.get(s.name) or TensorRow(name=s.name, dtype=s.dtype, shape=s.shape, role=s.role, digest="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from dvc_modelver.registry.history import Version, iter_versions, paths_of, vers
 from dvc_modelver.registry.tags import ModelTag, read_tags
 from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
-from dvc_modelver.store.objects import hash_file
+from dvc_modelver.store.folders import folder_bytes
 from dvc_modelver.store.remotes import Remote
 from dvc_modelver.transfer import Wanted, objects_of_commits
 from dvc_modelver.worktree.describe import read_contents
@@ -67,8 +68,15 @@ def status(folder: Path | None = None) -> list[ModelStatus]:
 
 
 def _untracked(repo: Repository) -> Iterator[ModelStatus]:
+    folders: set[str] = set()
     for path in repo.git.paths("ls-files", "-o", "--exclude-standard", "-z"):
         if repo.settings.is_model(path, known_suffixes()):
+            top = posixpath.dirname(path)
+            if top and repo.is_model_folder(top):
+                if top not in folders:
+                    folders.add(top)
+                    yield ModelStatus(f"{top}/", "untracked", "one model, not tracked yet", f"modelver add {word(top)}")
+                continue
             hint = "git add" if repo.settings.is_gated(path) else "modelver add"
             yield ModelStatus(path, "untracked", "not tracked yet", f"{hint} {word(path)}")
     for change in repo.git.staged_changes():
@@ -211,16 +219,22 @@ def fsck(
 
 def _is_on_disk(repo: Repository, item: Wanted) -> bool:
     file = repo.top / item.path
-    return file.is_file() and file.stat().st_size == item.pointer.size and hash_file(file).md5 == item.md5
+    if not file.exists() or folder_bytes(file) != item.pointer.size:
+        return False
+    return repo.cache(item.path).hash_path(file).md5 == item.md5
 
 
 def _fsck_cached(repo: Repository, item: Wanted, result: Fsck, say: Say) -> bool:
     cache = repo.cache(item.pointer.file)
     if not cache.has(item.md5, legacy=item.pointer.legacy):
         return False
-    if not item.pointer.is_folder and not cache.verify(item.md5, legacy=item.pointer.legacy, anew=True):
-        result.problems.append(f"{item.path}: cache object {item.md5} has other bytes than its name says")
-        obj = cache.path_of(item.md5, legacy=item.pointer.legacy)
+    objects = [item.md5]
+    if item.pointer.is_folder:
+        objects += [md5 for _, md5 in cache.iter_folder(item.md5, legacy=item.pointer.legacy)]
+    bad = next((oid for oid in objects if not cache.verify(oid, legacy=item.pointer.legacy, anew=True)), None)
+    if bad is not None:
+        result.problems.append(f"{item.path}: cache object {bad} has other bytes than its name says")
+        obj = cache.path_of(bad, legacy=item.pointer.legacy)
         result.hints.append(f"mv {word(obj)} {word(repo.dvc_root() / '.dvc' / 'tmp')} && dvc fetch --all-commits")
     return True
 

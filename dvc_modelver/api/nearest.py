@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dvc_modelver.api.compare import file_side, selected_side
 from dvc_modelver.api.select import select
-from dvc_modelver.diff.compare import ModelDiff, Side, TensorChange, compare
+from dvc_modelver.diff.changes import ModelDiff, Side, TensorChange
+from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, UsageError
 from dvc_modelver.fingerprint.estimate import Estimate, combine, one_sided
 from dvc_modelver.metadata import TensorTable, table_path
@@ -72,7 +73,7 @@ def similar(reference: str, *, limit: int | None = None, folder: Path | None = N
 def _wanted(repo: Repository, reference: str) -> tuple[Side, tuple[str, str]]:
     inside = repo.repo_path(reference)
     tracked = {m.path for m in repo.models(repo.work_tree)}
-    if Path(reference).is_file() and inside not in tracked:
+    if Path(reference).exists() and inside not in tracked:
         return file_side(reference), ("", "")
     chosen = select(repo, reference)
     return selected_side(repo, chosen), (chosen.model.name, chosen.metadata.md5)

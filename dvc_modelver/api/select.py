@@ -10,6 +10,8 @@ from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.registry.history import find_stage, find_version
 from dvc_modelver.registry.tags import read_tags
 from dvc_modelver.repository import Repository, TrackedModel, View
+from dvc_modelver.settings import WEIGHT_SUFFIXES
+from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.pointers import Pointer
 
 
@@ -100,5 +102,6 @@ def _pointer_at(repo: Repository, commit: str, path: str) -> Pointer:
 
 
 def is_file_argument(text: str) -> bool:
-    """Whether an argument of ``diff`` names a file on disk rather than a revision."""
-    return Path(text).is_file()
+    """Whether an argument of ``diff`` names a file, or a folder of weights, on disk rather than a revision."""
+    path = Path(text)
+    return path.is_file() or (path.is_dir() and any(name.endswith(WEIGHT_SUFFIXES) for name, _ in iter_files(path)))

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dvc_modelver.errors import EnvironmentFailed, RefusedError, UsageError, word
+from dvc_modelver.formats.folder import MARKERS
 from dvc_modelver.metadata import ModelMetadata, TrainingFacts, find_model_path, metadata_path, table_path
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.registry.tags import check_name
 from dvc_modelver.repository import Repository, TrackedModel, is_pointer_file
+from dvc_modelver.settings import WEIGHT_SUFFIXES
+from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.pointers import Pointer, set_lock_out
+from dvc_modelver.store.temp import remove
 from dvc_modelver.transfer import Wanted, fetch
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.state import locked, write_file
@@ -35,7 +39,7 @@ def declared_facts(
     Raises:
         UsageError: A data path is not there.
     """
-    from dvc_modelver.store.objects import hash_file
+    from dvc_modelver.store.hashing import hash_file
 
     rows: list[dict[str, Any]] = []
     pointers = {p.path: p for p in repo.pointers(repo.work_tree)} if data else {}
@@ -157,11 +161,8 @@ class _Adder:
 
     def _check(self, path: str, file: Path, pointer: Pointer | None) -> None:
         if file.is_dir():
-            raise UsageError(
-                f"{path}: a folder, expected a model file",
-                hint=f"modelver add {word(path)}/FILE; or dvc add {word(path)}",
-            )
-        if not file.exists():
+            self._check_folder(path, file)
+        elif not file.exists():
             if pointer is None or pointer.md5 is None:
                 raise UsageError(f"{path}: no such file", hint="modelver status")
             if not self.repo.cache(path).has(pointer.md5, legacy=pointer.legacy):
@@ -175,6 +176,29 @@ class _Adder:
         if path.startswith(".git/") or "/.dvc/" in f"/{path}":
             raise UsageError(f"{path}: inside the repository's own folders")
 
+    def _check_folder(self, path: str, file: Path) -> None:
+        """Refuse a folder that is no model: one of Git's, with other outputs in it, or without weights."""
+        inside = sorted(p.path for p in self.pointers.values() if p.path.startswith(f"{path}/"))
+        if inside:
+            raise UsageError(
+                f"{path}: {inside[0]} in it is tracked already, expected a folder that is one model",
+                hint=f"modelver add {word(path)}/FILE; or dvc remove the outputs inside first",
+            )
+        in_git = self.repo.git.index_entries(path)
+        if in_git:
+            raise UsageError(
+                f"{path}: {sorted(in_git)[0]} in it is in Git, expected a folder that DVC can take as a whole",
+                hint=f"git rm -r --cached {word(path)}; modelver add {word(path)}",
+            )
+        if (file / ".git").exists() or file.resolve() == self.repo.top.resolve():
+            raise UsageError(f"{path}: a repository of its own, expected a folder of weights")
+        names = [name for name, _ in iter_files(file)]
+        if not any(name.endswith(WEIGHT_SUFFIXES) or posixpath.basename(name) in MARKERS for name in names):
+            raise UsageError(
+                f"{path}: a folder without weights, expected a model",
+                hint=f"dvc add {word(path)}",
+            )
+
     def _add_output(self, path: str, pointer: Pointer, name: str | None) -> None:
         hashes = self.tracker.store(path)
         outside = hashes.md5 != pointer.md5
@@ -185,7 +209,8 @@ class _Adder:
             )
         if outside:
             disk = self.repo.top / pointer.file
-            text = set_lock_out(disk.read_text(encoding="utf-8"), pointer, md5=hashes.md5, size=hashes.size)
+            old = disk.read_text(encoding="utf-8")
+            text = set_lock_out(old, pointer, md5=hashes.md5, size=hashes.size, n_files=hashes.n_files)
             write_if_changed(disk, text.encode())
             self.repo.git.stage_blobs({pointer.file: text.encode()})
             pointer = replace(pointer, md5=hashes.md5, size=hashes.size)
@@ -368,15 +393,15 @@ def rm(path: str | Path, *, say: Say = lambda _line: None, folder: Path | None =
         keeper = Keeper(repo, say)
         tracker = Tracker(keeper)
         file = repo.top / model.path
-        if file.is_file():
-            hashes = repo.cache(model.path).store_file(file, link=False)
+        if file.exists():
+            hashes = repo.cache(model.path).store_path(file, link=False)
             if hashes.md5 != model.pointer.md5:
                 say(f"{model.path}: these weights were in no version; kept in the cache as {hashes.md5}")
         files = [model.pointer.file, metadata_path(model.path), table_path(model.path)]
         staged = repo.git.index_entries(*files)
         repo.git.stage_blobs({name: None for name in files if name in staged})
         for name in [*files, model.path]:
-            (repo.top / name).unlink(missing_ok=True)
+            remove(repo.top / name)
         tracker.unstage_ignore_line(model.path)
         keeper.state.rows.pop(model.path, None)
         keeper.save()

@@ -231,8 +231,8 @@ def _restore(repo: Repository, chosen: Selected, path: str, current: ModelMetada
     tracker = Tracker(keeper)
     file = repo.top / path
     seen = next(iter(keeper.look(only=[path])), None)
-    if file.is_file() and (seen is None or seen.md5 != md5):
-        kept = repo.cache(path).store_file(file, link=False)
+    if file.exists() and (seen is None or seen.md5 != md5):
+        kept = repo.cache(path).store_path(file, link=False)
         if current is None or kept.md5 not in (current.md5, *_known_md5s(repo, path)):
             say(
                 f"{path}: these weights were in no version; kept in the cache:\n"
@@ -249,7 +249,9 @@ def _restore(repo: Repository, chosen: Selected, path: str, current: ModelMetada
         blobs[metadata_path(path)] = moved_facts.render()
         name = f"{path}.dvc"
         old, size = read_pointer_text(repo.top / name, name), chosen.metadata.model.bytes_
-        blobs[name] = write_pointer(old, path_in_file=path_in_file(name, path, old), md5=md5, size=size).encode()
+        n_files = len(list(repo.cache(path).iter_folder(md5))) if pointer.is_folder else None
+        spelled = path_in_file(name, path, old)
+        blobs[name] = write_pointer(old, path_in_file=spelled, md5=md5, size=size, n_files=n_files).encode()
     elif pointer.kind == "dvc":
         blobs[pointer.file] = view.read(pointer.file)
     else:
@@ -332,7 +334,7 @@ def load(
         pointer = select(repo, reference).pointer
     except NotFoundError:
         pointer = _loose_object(repo, reference)
-    if target.is_dir():
+    if target.is_dir() and not (pointer.is_folder and repo.repo_path(target) == pointer.path):
         target = target / posixpath.basename(pointer.path)
     if target.exists() and not force:
         raise UsageError(f"{target}: is there already", hint=f"modelver load {reference} -o {word(target)} --force")
@@ -340,8 +342,8 @@ def load(
     cache = repo.cache(pointer.path)
     target.parent.mkdir(parents=True, exist_ok=True)
     inside = repo.repo_path(target)
-    if inside in {p.path for p in repo.pointers(repo.work_tree)} and target.is_file():
-        repo.cache(inside or "").store_file(target, link=False)  # a model's own place: what is there is kept
+    if inside in {p.path for p in repo.pointers(repo.work_tree)} and target.exists():
+        repo.cache(inside or "").store_path(target, link=False)  # a model's own place: what is there is kept
     cache.copy_out(pointer.md5 or "", target, legacy=pointer.legacy)
     return target
 
@@ -350,6 +352,6 @@ def _loose_object(repo: Repository, reference: str) -> Pointer:
     """Give a pointer for an object of the cache that no version names (weights set aside by a rollback)."""
     name, md5, _ = split_reference(reference)
     model = find_known(repo, name)
-    if len(md5) == 32 and repo.cache(model.path).has(md5):
+    if len(md5.removesuffix(".dir")) == 32 and repo.cache(model.path).has(md5):
         return replace(model.pointer, md5=md5, size=None)
     raise NotFoundError(f"{reference}: no such version", hint=f"modelver log {name}")

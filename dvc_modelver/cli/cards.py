@@ -188,7 +188,7 @@ def find_card(reference: str) -> Card:
     try:
         return VersionCard(api.show(reference))
     except ModelverError:
-        if Path(reference).is_file():
+        if Path(reference).exists():
             table, fmt, size = api.describe_file(reference)
             return FileCard(reference, fmt, size, table)
         raise

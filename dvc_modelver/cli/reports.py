@@ -16,7 +16,7 @@ from dvc_modelver.errors import UsageError
 if TYPE_CHECKING:
     from dvc_modelver.api.inspect import LoggedVersion
     from dvc_modelver.api.nearest import Ranked
-    from dvc_modelver.diff.compare import ModelDiff
+    from dvc_modelver.diff.changes import ModelDiff
 
 
 def split_diff_arguments(

@@ -56,3 +56,11 @@ def iter_blocks(
             yield x, y
     except ValueError as err:
         raise BadModelError(f"tensor {a.name!r}: its two sides ended at different lengths") from err
+
+
+def iter_numbers(reader: Reader, spec: TensorSpec) -> Iterator[NDArray[Any]]:
+    """Give one tensor as real numbers, in blocks that are valid until the next one."""
+    dtype = value_dtype(spec.dtype)
+    decode = make_decoder(dtype, np.empty(BLOCK, np.float32))
+    for raw in reader.iter_values(spec, BLOCK * (real_bytes(dtype) or 1)):
+        yield decode(raw)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dvc_modelver.tensors import is_float
 
 if TYPE_CHECKING:
-    from dvc_modelver.diff.compare import TensorChange
+    from dvc_modelver.diff.changes import TensorChange
 
 KINDS = (
     "identical", "metadata-only", "conversion", "scaled", "head", "partial", "fine-tune", "retrained",

@@ -4,221 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dvc_modelver.diff.adapters import describe_adapters, find_layers, find_targets
+from dvc_modelver.diff.changes import FactChange, ModelDiff, Side, TensorChange
 from dvc_modelver.diff.classify import Classified, classify
-from dvc_modelver.diff.groups import group_tensors
 from dvc_modelver.diff.match import Pair, is_explained, match_tensors
 from dvc_modelver.fingerprint.estimate import UNDEFINED, Estimate, combine, estimate_rows
-from dvc_modelver.fingerprint.row import TensorRow
-from dvc_modelver.metadata import ModelMetadata, TensorTable
-from dvc_modelver.tensors import TensorSpec, is_float
-
-if TYPE_CHECKING:
-    from dvc_modelver.diff.exact import Measured
-    from dvc_modelver.formats import Reader
-
-SCHEMA = "modelver.diff/1"
-
-
-@dataclass(frozen=True)
-class Side:
-    """One version to be compared.
-
-    Attributes:
-        rev: How the user named it; empty when nobody did.
-        table: None for a model that no reader knows.
-        metadata: Gives hyper-parameters, metrics and data; None where only the table is at hand.
-        open: Opens the weights; None where they are not to be had.
-        is_remote: Whether they would be read from a remote.
-    """
-
-    path: str
-    rev: str
-    table: TensorTable | None
-    metadata: ModelMetadata | None
-    md5: str
-    format: str
-    open: Callable[[], Reader] | None = field(default=None, compare=False, repr=False)
-    is_remote: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the side as the contract has it."""
-        return {"rev": self.rev or None, "md5": self.md5 or None, "format": self.format or None}
-
-
-@dataclass(frozen=True)
-class TensorChange:
-    """One tensor, or one that is only on one side.
-
-    Attributes:
-        change: ``modified``, ``added``, ``removed``, ``renamed`` or ``unchanged``. A renamed tensor may have
-            changed as well; its numbers say so.
-        measured: Cosine, relative L2 and distance; exact where the bytes are equal.
-        bytes_equal: Whether dtypes and digests are equal.
-        by_rule: Whether its new name follows from one of the model's `renames`.
-        exact: What the values say; None where only fingerprints were compared.
-        note: What else was measured, for a tensor whose shape changed; empty when nothing was.
-    """
-
-    name: str
-    old_name: str | None
-    change: str
-    old: TensorRow | None
-    new: TensorRow | None
-    measured: Estimate = UNDEFINED
-    bytes_equal: bool = False
-    by_rule: bool = False
-    exact: Measured | None = None
-    note: str = ""
-
-    @property
-    def cosine(self) -> float | None:
-        """Cosine similarity of the values, in [-1, 1]; None where undefined."""
-        return self.measured.cosine
-
-    @property
-    def relative_l2(self) -> float | None:
-        """``|new - old| / |old|``; None where undefined."""
-        return self.measured.relative_l2
-
-    @property
-    def row(self) -> TensorRow:
-        """The tensor's row on the new side, or on the old one where it was removed."""
-        found = self.new or self.old
-        assert found is not None
-        return found
-
-    @property
-    def is_parameter(self) -> bool:
-        """Whether it counts for the model: optimiser state does not."""
-        return self.row.role != "optimizer"
-
-    @property
-    def is_moved(self) -> bool:
-        """Whether anything but its name changed."""
-        return not (self.bytes_equal and self.old is not None and self.new is not None
-                    and (self.old.dtype, self.old.shape) == (self.new.dtype, self.new.shape))  # fmt: skip
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the tensor as the contract has it."""
-        return {
-            "name": self.name,
-            "old_name": self.old_name,
-            "change": self.change,
-            "old_shape": list(self.old.shape) if self.old else None,
-            "new_shape": list(self.new.shape) if self.new else None,
-            "old_dtype": self.old.dtype if self.old else None,
-            "new_dtype": self.new.dtype if self.new else None,
-            "cosine": _rounded(self.cosine),
-            "relative_l2": _rounded(self.relative_l2),
-            "max_abs": _rounded(self.exact.max_abs) if self.exact else None,
-            "bytes_equal": self.bytes_equal,
-            "role": self.row.role,
-            **(self._values() if self.exact else {}),
-            **({"note": self.note} if self.note else {}),
-        }
-
-    def _values(self) -> dict[str, Any]:
-        """Give what only the values tell."""
-        assert self.exact is not None
-        at = self.exact.max_abs_at
-        return {
-            "max_abs_at": unravel(at, self.row.shape) if at is not None else None,
-            "values_changed": self.exact.values_changed,
-            "sign_flips": self.exact.sign_flips,
-            "newly_nonfinite": self.exact.nonfinite,
-            "update_rank": self.exact.rank,
-        }
-
-
-@dataclass(frozen=True)
-class FactChange:
-    """One hyper-parameter, metric or data file that differs; None on a side that does not have it."""
-
-    name: str
-    old: Any
-    new: Any
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the row as the contract has it."""
-        return {"name": self.name, "old": self.old, "new": self.new}
-
-
-@dataclass(frozen=True)
-class ModelDiff:
-    """Everything that a renderer prints.
-
-    Attributes:
-        kind: One of the kinds of change of `classify`.
-        reason: The measured facts that it follows from, in one sentence.
-        cosine: Of all matched parameters as one vector; None where undefined.
-        relative_l2: Likewise.
-        distance: Euclidean distance ``|new - old|``, likewise.
-        relative_l2_error: Absolute 95 % bound of the error of `relative_l2`; 0 when it is exact.
-        parameters: Numbers of elements: ``old``, ``new`` and ``changed`` (in tensors that changed or are new).
-        structure: What else of the model differs: lines of its configuration, of its graph.
-        renames: What renamed tensors have in common, one line each.
-        warnings: What training seldom means to do, one line each: values that are not finite, layers gone dead.
-        exact: Whether the numbers come from the values.
-    """
-
-    path: str
-    old: Side | None
-    new: Side | None
-    kind: str
-    reason: str
-    cosine: float | None
-    relative_l2: float | None
-    relative_l2_error: float | None
-    distance: float | None
-    bytes_equal: bool
-    parameters: Mapping[str, int]
-    tensors: tuple[TensorChange, ...]
-    hyperparameters: tuple[FactChange, ...] = ()
-    metrics: tuple[FactChange, ...] = ()
-    data: tuple[FactChange, ...] = ()
-    structure: tuple[FactChange, ...] = ()
-    renames: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    exact: bool = False
-
-    @property
-    def tensors_changed(self) -> int:
-        """Number of tensors modified, added, removed or renamed, optimiser state apart."""
-        return sum(t.change != "unchanged" for t in self.tensors if t.is_parameter)
-
-    @property
-    def tensors_total(self) -> int:
-        """Number of tensors on both sides together, optimiser state apart."""
-        return sum(t.is_parameter for t in self.tensors)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the model as the contract ``modelver.diff/1`` has it."""
-        return {
-            "path": self.path,
-            "old": self.old.to_dict() if self.old else None,
-            "new": self.new.to_dict() if self.new else None,
-            "kind": self.kind,
-            "exact": self.exact,
-            "cosine": _rounded(self.cosine),
-            "relative_l2": _rounded(self.relative_l2),
-            "relative_l2_error": _rounded(self.relative_l2_error),
-            "euclidean_distance": _rounded(self.distance),
-            "bytes_equal": self.bytes_equal,
-            "parameters": dict(self.parameters),
-            "tensors_changed": self.tensors_changed,
-            "tensors_total": self.tensors_total,
-            "hyperparameters": [f.to_dict() for f in self.hyperparameters],
-            "metrics": [f.to_dict() for f in self.metrics],
-            "data": [f.to_dict() for f in self.data],
-            "structure": [f.to_dict() for f in self.structure],
-            "groups": [group.to_dict() for group in group_tensors(self.tensors)],
-            "renames": list(self.renames),
-            "warnings": list(self.warnings),
-            "tensors": [t.to_dict() for t in self.tensors],
-        }
+from dvc_modelver.metadata import ModelMetadata
+from dvc_modelver.tensors import is_float
 
 
 def compare(
@@ -245,25 +39,24 @@ def compare(
     old_rows = old.table.rows if old is not None and old.table is not None else ()
     new_rows = new.table.rows if new is not None and new.table is not None else ()
     matching = match_tensors(old_rows, new_rows)
-    pairs = matching.pairs
-    if exact and old is not None and new is not None and old.open is not None and new.open is not None:
-        shared = not (old.is_remote or new.is_remote)
-        changes = _measure_values(pairs, old.open, new.open, progress, shared=shared)
-    else:
-        changes, exact = [_measure(p) for p in pairs], False
+    changes = [_measure(p) for p in matching.pairs]
+    exact = exact and all(side is not None and side.open is not None for side in (old, new))
+    if exact and old is not None and new is not None:
+        from dvc_modelver.diff.weights import measure_weights
+
+        changes = measure_weights(changes, old, new, progress)
     tensors = tuple(sorted(changes, key=lambda t: t.name))
     bytes_equal = old is not None and new is not None and bool(old.md5) and old.md5 == new.md5
-    whole = (
-        combine(t.measured for t in tensors if _is_comparable(t)) if old is not None and new is not None else UNDEFINED
-    )
+    whole = combine(_counted(tensors)) if old is not None and new is not None else UNDEFINED
     facts = _facts(old.metadata if old else None, new.metadata if new else None)
     kind = _kind(old, new, tensors, whole, bytes_equal=bytes_equal)
+    adapters = _adapter_note(old, new, exact=exact) if old is not None and new is not None and not bytes_equal else ""
     return ModelDiff(
         path=there.path,
         old=old,
         new=new,
         kind=kind.kind,
-        reason=kind.reason,
+        reason=f"{kind.reason}; {adapters}" if adapters else kind.reason,
         cosine=whole.cosine,
         relative_l2=whole.relative_l2,
         relative_l2_error=whole.error,
@@ -294,6 +87,24 @@ def _kind(old: Side | None, new: Side | None, tensors: tuple[TensorChange, ...],
     return classify(tensors, whole.cosine, same_container=old.format == new.format)
 
 
+def _adapter_note(old: Side, new: Side, *, exact: bool) -> str:
+    if old.table is None or new.table is None:
+        return ""
+    first, second = (find_layers(side.table.rows, side.table.structure) for side in (old, new) if side.table)
+    if not first and not second:
+        return ""
+    if first and second:
+        how = "compared by the products they apply" if exact else "--exact compares the products they apply"
+        return f"{describe_adapters(first.values(), second.values(), 0, None)}, {how}"
+    targets = find_targets(first or second, (new if first else old).table.rows)  # type: ignore[union-attr]
+    merged = None
+    if exact and targets:
+        from dvc_modelver.diff.weights import find_merged
+
+        merged = find_merged(old, new)
+    return describe_adapters(first.values(), second.values(), len(targets), merged)
+
+
 def _measure(pair: Pair) -> TensorChange:
     old, new = pair.old, pair.new
     if old is None or new is None:
@@ -306,71 +117,6 @@ def _measure(pair: Pair) -> TensorChange:
         change = "renamed"
     old_name = old.name if old.name != new.name else None
     return TensorChange(new.name, old_name, change, old, new, estimate_rows(old, new), same, by_rule=is_explained(pair))
-
-
-def _measure_values(
-    pairs: Sequence[Pair],
-    open_old: Callable[[], Reader],
-    open_new: Callable[[], Reader],
-    progress: Callable[[int], None],
-    *,
-    shared: bool,
-) -> list[TensorChange]:
-    """Measure the pairs whose digests differ on their values."""
-    from dataclasses import replace
-
-    from dvc_modelver.diff import blocks, exact
-
-    changes = [_measure(p) for p in pairs]
-    todo = [(i, (_spec(t.old), _spec(t.new))) for i, t in enumerate(changes) if t.old and t.new and not t.bytes_equal]
-    alike = [(i, s) for i, s in todo if blocks.is_measurable(*s)]
-    found = exact.measure_pairs([s for _, s in alike], open_old, open_new, shared=shared, progress=progress)
-    for (i, _), values in zip(alike, found, strict=True):
-        t = changes[i]
-        assert t.old is not None and t.new is not None
-        same = values.is_same and t.old.dtype == t.new.dtype
-        change = "unchanged" if same and t.change == "modified" and t.old.shape == t.new.shape else t.change
-        changes[i] = replace(t, measured=values.estimate, exact=values, bytes_equal=same, change=change)
-    unlike = [(i, s) for i, s in todo if s[0].shape != s[1].shape and all(map(blocks.has_numbers, s))]
-    if unlike:
-        with open_old() as old, open_new() as new:
-            for i, (a, b) in unlike:
-                changes[i] = replace(changes[i], note=_shape_note(old, a, new, b))
-    return changes
-
-
-def _spec(row: TensorRow) -> TensorSpec:
-    return TensorSpec(row.name, row.dtype, row.shape)
-
-
-def _shape_note(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> str:
-    """Say what a tensor of another shape has in common with the old one."""
-    from dvc_modelver.diff import reshaped
-
-    turned = reshaped.measure_transposed(old, a, new, b)
-    if turned is not None and turned.estimate.relative_l2 is not None and turned.estimate.relative_l2 < 1:
-        return f"transposed, relative L2 {turned.estimate.relative_l2:.3g}"
-    rows = reshaped.measure_rows(old, a, new, b) if a.numel != b.numel else None
-    if rows is None:
-        return ""
-    shared = reshaped.match_rows(old, a, new, b)
-    if shared is not None and shared.same > min(a.shape[0], b.shape[0]) // 2:
-        parts = [f"{n:,} rows {word}" for n, word in ((shared.removed, "removed"), (shared.added, "added")) if n]
-        return f"{', '.join(parts)}; the other {shared.same:,} are the same"
-    common = f"the first {min(a.shape[0], b.shape[0]):,} rows"
-    if rows.is_same:
-        return f"{common} are the same"
-    l2 = rows.estimate.relative_l2
-    return f"{common} moved, relative L2 {l2:.3g}" if l2 is not None else ""
-
-
-def unravel(index: int, shape: Sequence[int]) -> list[int]:
-    """Give the position of a flat index in C order."""
-    at = []
-    for axis in reversed(shape):
-        index, here = divmod(index, axis)
-        at.append(here)
-    return at[::-1]
 
 
 def _warnings(tensors: Sequence[TensorChange]) -> Iterator[str]:
@@ -392,6 +138,17 @@ def _is_comparable(t: TensorChange) -> bool:
         t.is_parameter and t.old is not None and t.new is not None and t.old.numel == t.new.numel > 0
         and is_float(t.old.dtype) and is_float(t.new.dtype)
     )  # fmt: skip
+
+
+def _counted(tensors: Sequence[TensorChange]) -> Iterator[Estimate]:
+    """Give what the model's distance is made of: each tensor, and of an adapter's layer its product, once."""
+    products: dict[int, Estimate] = {}
+    for t in tensors:
+        if t.applied is not None:
+            products[id(t.applied)] = t.applied
+        elif _is_comparable(t):
+            yield t.measured
+    yield from products.values()
 
 
 def _parameters(tensors: tuple[TensorChange, ...]) -> dict[str, int]:
@@ -430,7 +187,3 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[FactChange
     return tuple(
         FactChange(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n) or (n in old) != (n in new)
     )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.9g}")

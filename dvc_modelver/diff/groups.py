@@ -11,7 +11,7 @@ from dvc_modelver.fingerprint.estimate import Estimate, combine
 from dvc_modelver.tensors import is_float
 
 if TYPE_CHECKING:
-    from dvc_modelver.diff.compare import TensorChange
+    from dvc_modelver.diff.changes import TensorChange
 
 _NUMBERED = re.compile(r"^.*?(?:^|[._/])\d+(?=[._/]|$)")
 _FIRST = re.compile(r"^[^./]+")

@@ -25,9 +25,35 @@ def stamp(path: str) -> str:
         st = os.stat(path)
     except OSError:
         return "-"
-    if st.st_mode & 0o170000 != 0o100000:
+    kind = st.st_mode & 0o170000
+    if kind == 0o040000:
+        return stamp_folder(path)
+    if kind != 0o100000:
         return "-"
     return f"{st.st_size}:{st.st_mtime_ns}:{st.st_ctime_ns}:{st.st_ino}"
+
+
+def stamp_folder(top: str) -> str:
+    """Give the same for all files of a folder together, as `dvc_modelver.store.folders.stamp_folder` does."""
+    import binascii
+
+    found = []
+    for folder, below, names in os.walk(top):
+        below[:] = [name for name in below if name not in (".git", ".hg", ".dvc")]
+        for name in names:
+            try:
+                st = os.stat(os.path.join(folder, name))
+            except OSError:
+                continue
+            if st.st_mode & 0o170000 == 0o100000:
+                found.append((os.path.relpath(os.path.join(folder, name), top), st))
+    size = modified = changed = crc = 0
+    for name, st in sorted(found, key=lambda item: item[0]):
+        size += st.st_size
+        modified, changed = max(modified, st.st_mtime_ns), max(changed, st.st_ctime_ns)
+        line = f"{name}:{st.st_size}:{st.st_mtime_ns}:{st.st_ctime_ns}:{st.st_ino}\n"
+        crc = binascii.crc32(line.encode("utf-8", "surrogateescape"), crc)
+    return f"{size}:{modified}:{changed}:{crc}"
 
 
 def decode_path(text: str) -> str:

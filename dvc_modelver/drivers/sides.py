@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from dvc_modelver.diff.compare import Side
+from dvc_modelver.diff.changes import Side
 from dvc_modelver.errors import BadMetadataError, ModelverError
 from dvc_modelver.metadata import MAX_TABLE_BYTES, TABLE_SUFFIX, TensorTable
 

@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol, cast
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import Folder, LocalFolder, Reader
 
-__all__ = ["Folder", "LocalFolder", "Reader", "known_suffixes", "open_reader"]
+__all__ = ["Folder", "LocalFolder", "Reader", "known_suffixes", "open_folder", "open_reader"]
 
 ENTRY_POINTS = "dvc_modelver.formats"
 
@@ -41,7 +41,8 @@ def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None =
     """Open a model file by what it holds; its name decides only where the content does not.
 
     Args:
-        source: A path, or a seekable binary file object, of which only the parts asked for are read.
+        source: A path (a folder is one model), or a seekable binary file object, of which only the parts asked for
+            are read.
         name: How the file is called, for its suffix and in errors; the path's own where there is one.
         folder: The files beside it, for a format that keeps its values in several.
 
@@ -53,6 +54,8 @@ def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None =
         OSError: The file cannot be opened.
     """
     name = name or (str(source) if isinstance(source, Path) else str(getattr(source, "name", "")))
+    if isinstance(source, Path) and source.is_dir():
+        return open_folder(LocalFolder(source), name)
     claimed = _find_claimed(name)
     if isinstance(source, Path):
         with source.open("rb") as file:
@@ -66,6 +69,17 @@ def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None =
         )
     chosen = found or claimed
     return chosen.open_file(source, name, folder) if chosen else None
+
+
+def open_folder(folder: Folder, name: str) -> Reader:
+    """Open all files of a folder as one model.
+
+    Raises:
+        BadModelError: A file breaks its format's rules, or a shard is missing.
+    """
+    from dvc_modelver.formats.folder import FolderReader
+
+    return FolderReader(folder, name)
 
 
 def known_suffixes() -> tuple[str, ...]:

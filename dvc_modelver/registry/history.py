@@ -119,10 +119,10 @@ def find_version(
         NotFoundError: There is no such version.
         UsageError: More than one version has that number; the message lists them.
     """
-    versions = list(iter_versions(git, objects, path, "HEAD"))
     number = _NUMBER.fullmatch(wanted)
     if number is not None:
-        for pool in (versions, list(iter_versions(git, objects, path, "--all"))):
+        for rev in ("HEAD", "--all"):
+            pool = iter_versions(git, objects, path, rev)
             fits = [v for v in pool if v.number == int(number[1]) and v.metadata.md5.startswith(number[2] or "")]
             if len(fits) > 1:
                 names = ", ".join(f"{name}@{v.number}.{v.metadata.md5[:6]}" for v in fits)
@@ -133,10 +133,11 @@ def find_version(
             if fits:
                 return fits[0], fits[0].commit
         raise NotFoundError(f"{name}@{wanted}: no such version in this history", hint=f"modelver log {name}")
-    if re.fullmatch(r"[0-9a-f]{8,32}", wanted):
-        for version in [*versions, *iter_versions(git, objects, path, "--all")]:
-            if version.metadata.md5.startswith(wanted):
-                return version, version.commit
+    if re.fullmatch(r"[0-9a-f]{8,32}(\.dir)?", wanted):
+        for rev in ("HEAD", "--all"):
+            for version in iter_versions(git, objects, path, rev):
+                if version.metadata.md5.startswith(wanted):
+                    return version, version.commit
     tag = find_version_tag(tags, name, wanted)
     return version_at(objects, paths_of(git, objects, path, "--all"), tag.commit, tag.tag), tag.commit
 

@@ -20,11 +20,18 @@ Sink = Callable[[memoryview | bytes], object]
 
 @dataclass(frozen=True)
 class Hashes:
-    """Digests of a file, in hex, and its size in bytes."""
+    """Digests of a file or folder, in hex, and its size in bytes.
+
+    Attributes:
+        md5: DVC's key; ends in ``.dir`` for a folder.
+        sha256: Empty where it is not wanted, and for a folder.
+        n_files: Files of a folder; None for a file.
+    """
 
     md5: str
     sha256: str
     size: int
+    n_files: int | None = None
 
 
 @dataclass(frozen=True)

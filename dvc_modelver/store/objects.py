@@ -7,7 +7,6 @@ an object that is there is whole. DVC's lock is not needed for that and never ta
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dvc_modelver.errors import (
-    BadMetadataError,
     EnvironmentFailed,
     ObjectCorrupt,
     ObjectMissing,
@@ -34,18 +32,16 @@ from dvc_modelver.store.hashing import (
     hash_pieces,
     still_writing,
 )
-from dvc_modelver.store.temp import TempFolder
+from dvc_modelver.store.temp import TempFolder, remove
 from dvc_modelver.store.verified import Verified
-
-__all__ = ["Cache", "FileStamp", "Hashes", "hash_file"]
 
 TEMP_FOLDER = "modelver.tmp"
 COPY_BYTES = 64 << 20
 MAX_LISTING_BYTES = 1 << 30
 
 
-class Cache:
-    """The objects of one DVC repository."""
+class Objects:
+    """The objects of one DVC repository, each by itself; `Cache` adds folders."""
 
     def __init__(self, settings: DvcSettings) -> None:
         self.settings = settings
@@ -125,13 +121,26 @@ class Cache:
             self._publish(temp, hashes.md5, is_hashed=True)
         return hashes
 
+    def store_listing(self, oid: str, text: bytes) -> None:
+        """Put the listing of a folder into the cache, whose files are there.
+
+        Raises:
+            EnvironmentFailed: The disk is full, or the cache cannot be written.
+        """
+        with self._new_object(Path("listing"), len(text)) as temp:
+            with temp.open("wb") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            self._publish(temp, oid, is_hashed=True)
+
     @contextmanager
     def _new_object(self, source: Path, size: int) -> Iterator[Path]:
         try:
             with TempFolder(self.folder / TEMP_FOLDER).new_file() as temp:
                 yield temp
         except OSError as err:
-            raise _disk_error(err, self.folder, size, f"{source.name}: cannot be stored in") from err
+            raise disk_error(err, self.folder, size, f"{source.name}: cannot be stored in") from err
 
     def _publish(self, temp: Path, md5: str, *, is_hashed: bool) -> None:
         target = self.path_of(md5)
@@ -140,7 +149,7 @@ class Cache:
             target.parent.chmod(0o2775)
         temp.chmod(0o444)
         temp.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         if is_hashed:
             self._verified.note(md5, target)
 
@@ -184,16 +193,24 @@ class Cache:
 
                 def put() -> None:
                     temp.replace(target)
-                    _sync_folder(target.parent)
+                    sync_folder(target.parent)
 
-                for kind in (*self.settings.cache_types, "copy"):
-                    if self._place(kind, source, temp, oid, legacy, progress):
-                        break
+                self.lay(oid, temp, legacy=legacy, progress=progress)
                 yield put
         except OSError as err:
-            raise _disk_error(
-                err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in"
-            ) from err
+            raise disk_error(err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in") from err
+
+    def lay(self, oid: str, place: Path, *, legacy: bool = False, progress: Progress | None = None) -> None:
+        """Make a new file of an object, verified, as ``cache.type`` says.
+
+        Raises:
+            ObjectMissing, ObjectCorrupt: As `prepare`.
+            OSError: The disk is full.
+        """
+        source = self._existing(oid, legacy=legacy)
+        for kind in (*self.settings.cache_types, "copy"):
+            if self._place(kind, source, place, oid, legacy, progress):
+                return
 
     @contextmanager
     def _beside(self, target: Path) -> Iterator[Path]:
@@ -207,7 +224,7 @@ class Cache:
         try:
             yield temp
         finally:
-            temp.unlink(missing_ok=True)
+            remove(temp)
 
     def _place(self, kind: str, source: Path, temp: Path, oid: str, legacy: bool, progress: Progress | None) -> bool:
         try:
@@ -261,9 +278,7 @@ class Cache:
                 self._copy_verified(source, temp, None if legacy else oid, progress)
                 temp.replace(target)
         except OSError as err:
-            raise _disk_error(
-                err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in"
-            ) from err
+            raise disk_error(err, target.parent, source.stat().st_size, f"{target.name}: cannot be written in") from err
 
     # Looking
 
@@ -288,7 +303,7 @@ class Cache:
         """
         source = self._existing(oid, legacy=legacy)
         found = hash_file(source, progress=progress)
-        if not legacy and found.md5 != oid:
+        if not legacy and found.md5 != oid.removesuffix(".dir"):
             raise self._corrupt(oid, source)
         return found
 
@@ -315,24 +330,6 @@ class Cache:
                 return False
             self._verified.note(oid, source)
         return True
-
-    def iter_folder(self, oid: str, *, legacy: bool = False) -> Iterator[tuple[str, str]]:
-        """Give (relative path, md5) of every file of a folder object.
-
-        Raises:
-            ObjectMissing: The cache does not have the listing.
-            BadMetadataError: The listing cannot be read.
-        """
-        source = self._existing(oid, legacy=legacy)
-        if source.stat().st_size > MAX_LISTING_BYTES:
-            raise BadMetadataError(f"{source}: {source.stat().st_size} bytes, expected a folder listing")
-        try:
-            for entry in json.loads(source.read_bytes()):
-                yield str(entry["relpath"]), str(entry["md5"])
-        except (ValueError, KeyError, TypeError) as err:
-            raise BadMetadataError(
-                f"{source}: not a folder listing of DVC's", hint=f"rm -f {word(source)}; dvc fetch"
-            ) from err
 
 
 def _copy_bytes(source: Path, target: Path, progress: Progress | None) -> None:
@@ -378,7 +375,8 @@ def _reflink(source: Path, target: Path) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on disk, so that a rename survives a crash."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -392,7 +390,7 @@ def _umask() -> int:
     return mask
 
 
-def _disk_error(err: OSError, folder: Path, needed: int, what: str) -> EnvironmentFailed:
+def disk_error(err: OSError, folder: Path, needed: int, what: str) -> EnvironmentFailed:
     """Give the error of a failed write, with what is needed and what is free."""
     if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and err.filename is not None:
         return environment_error(err)

@@ -262,7 +262,7 @@ def _edited(text: str, file: str, edit: Callable[[Any], None]) -> str:
     return out.getvalue()
 
 
-def write_pointer(existing: str | None, *, path_in_file: str, md5: str, size: int) -> str:
+def write_pointer(existing: str | None, *, path_in_file: str, md5: str, size: int, n_files: int | None = None) -> str:
     """Give the text of a ``.dvc`` file, as ``dvc add`` writes it.
 
     Args:
@@ -270,24 +270,28 @@ def write_pointer(existing: str | None, *, path_in_file: str, md5: str, size: in
         path_in_file: The output as the file spells it.
         md5: The object.
         size: Its bytes.
+        n_files: Files of a folder; None for a file.
     """
 
     def edit(data: Any) -> None:
         outs = data.setdefault("outs", [])
         for out in outs:
             if posixpath.normpath(str(out.get("path"))) == posixpath.normpath(path_in_file):
-                _set_out(out, md5, size)
+                _set_out(out, md5, size, n_files)
                 return
-        outs.append({"md5": md5, "size": size, "hash": "md5", "path": path_in_file})
+        count = {} if n_files is None else {"nfiles": n_files}
+        outs.append({"md5": md5, "size": size, **count, "hash": "md5", "path": path_in_file})
 
     return _edited(existing or "", path_in_file, edit)
 
 
-def _set_out(out: Any, md5: str, size: int) -> None:
+def _set_out(out: Any, md5: str, size: int, n_files: int | None) -> None:
     out["md5"] = md5
     out["size"] = size
     out["hash"] = "md5"
     out.pop("nfiles", None)
+    if n_files is not None:
+        out.insert(list(out).index("size") + 1, "nfiles", n_files)
 
 
 def rename_pointer(existing: str, old_path: str, new_path: str) -> str:
@@ -301,14 +305,14 @@ def rename_pointer(existing: str, old_path: str, new_path: str) -> str:
     return _edited(existing, new_path, edit)
 
 
-def set_lock_out(text: str, pointer: Pointer, *, md5: str, size: int) -> str:
+def set_lock_out(text: str, pointer: Pointer, *, md5: str, size: int, n_files: int | None = None) -> str:
     """Give the text of a ``dvc.lock`` with one output's object changed."""
 
     def edit(data: Any) -> None:
         stages = data["stages"] if "schema" in data else data
         for out in stages[pointer.stage].get("outs", []):
             if out.get("md5") == pointer.md5 and posixpath.basename(out["path"]) == posixpath.basename(pointer.path):
-                _set_out(out, md5, size)
+                _set_out(out, md5, size, n_files)
 
     return _edited(text, pointer.file, edit)
 

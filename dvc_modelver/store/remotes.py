@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dvc_modelver.errors import EnvironmentFailed, ModelverError, ObjectMissing
+from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import read_settings
-from dvc_modelver.store.objects import Cache
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
@@ -156,7 +156,7 @@ class Remote:
                 self._repo.cloud.pull(self._infos(todo, legacy), remote=self.name)
         for oid in todo:
             old = oid in legacy
-            if not self._cache.has(oid, legacy=old):
+            if not self._cache.path_of(oid, legacy=old).is_file():
                 why = f": {said[-1]}" if said else ""
                 result.failed[oid] = f"object {oid[:8]} could not be fetched from {self.url}{why}"
             elif not self._cache.verify(oid, legacy=old):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,15 +33,23 @@ class TempFolder:
         try:
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def _sweep(self) -> None:
         for old in self._folder.iterdir():
             try:
                 if _is_abandoned(old):
-                    old.unlink()
+                    remove(old)
             except OSError:
                 continue
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing where there is nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_abandoned(path: Path) -> bool:

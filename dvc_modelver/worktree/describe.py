@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dvc_modelver.diff.compare import Side, compare
+from dvc_modelver.diff.changes import Side
+from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, BadModelError, NotFoundError
-from dvc_modelver.formats import open_reader
+from dvc_modelver.formats import Folder, open_folder, open_reader
 from dvc_modelver.metadata import (
     ChangeFacts,
     ModelFacts,
@@ -25,7 +26,8 @@ from dvc_modelver.metadata import (
 )
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.repository import CommitView, Repository, View
-from dvc_modelver.store.objects import Hashes, hash_file
+from dvc_modelver.store.folders import hash_path
+from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
 
 Progress = Callable[[int], None]
@@ -61,17 +63,17 @@ class Description:
 
 
 def read_contents(
-    file: Path,
+    file: Path | Folder,
     name: str,
     hashes: Hashes | None = None,
     *,
-    hash_with: Callable[[Path], Hashes] = hash_file,
+    hash_with: Callable[[Path], Hashes] = hash_path,
     progress: Progress | None = None,
 ) -> Contents:
     """Hash and fingerprint a file, both at once where it was not hashed yet.
 
     Args:
-        file: The weights; in the cache, or in the work tree.
+        file: The weights, in the cache or in the work tree; the files of a folder in the cache.
         name: The model's path, for its suffix and for messages.
         hashes: The file's digests when they are known.
         hash_with: What gives them otherwise: reading the file, or storing it as well.
@@ -84,6 +86,7 @@ def read_contents(
 
     def run() -> None:
         try:
+            assert isinstance(file, Path)  # what lies in the cache has its digests
             found.append(hash_with(file))
         except BaseException as err:
             found.append(err)
@@ -106,9 +109,9 @@ def read_contents(
 _NO_HASHES = Hashes("", "", 0)
 
 
-def _read_tensors(file: Path, name: str, progress: Progress | None) -> Contents:
+def _read_tensors(file: Path | Folder, name: str, progress: Progress | None) -> Contents:
     try:
-        reader = open_reader(file, name)
+        reader = open_reader(file, name) if isinstance(file, Path) else open_folder(file, name)
         if reader is None:
             return Contents(_NO_HASHES, OPAQUE, None, None)
         with reader:
@@ -166,7 +169,7 @@ def describe(
         framework=contents.framework,
         bytes_=contents.hashes.size,
         md5=contents.hashes.md5,
-        sha256=contents.hashes.sha256,
+        sha256=contents.hashes.sha256 or None,
         tensors_digest=table_digest(table) if table is not None else None,
         extra=first.model.extra if first else {},
         **(summarise(contents.table.rows) if contents.table is not None else {}),

@@ -14,7 +14,7 @@ from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import IndexView, Repository, is_pointer_file
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.gate import MAX_GATE_BYTES, MAX_TEXT_BYTES, GatePointer, find_gate, is_plain_text
-from dvc_modelver.store.objects import Hashes
+from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.state import stamp_of, write_file
@@ -137,7 +137,7 @@ class Stager:
 
     def _restore_object(self, path: str, md5: str) -> None:
         file = self.repo.top / path
-        if file.is_file() and self.repo.cache(path).store_file(file, link=False).md5 == md5:
+        if file.is_file() and self.repo.cache(path).store_path(file, link=False).md5 == md5:
             return
         raise RefusedError(
             f"{path}: its object {md5} is not in the DVC cache any more, and the file changed",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dvc_modelver.errors import EnvironmentFailed
+from dvc_modelver.store.folders import stamp_folder
 
 HEADER = "modelver.state/1"
 ABSENT = "-"
@@ -48,6 +49,8 @@ class Row:
 def stamp_of(path: Path, *, at_ns: int | None = None) -> str:
     """Give size, modification and change time (ns) and inode of a file; `ABSENT` where there is no regular one.
 
+    Of a folder, what `stamp_folder` gives.
+
     Args:
         path: The file; a link is followed.
         at_ns: When the file was read: a file modified just before is `UNSETTLED`.
@@ -56,11 +59,19 @@ def stamp_of(path: Path, *, at_ns: int | None = None) -> str:
         st = path.stat()
     except OSError:
         return ABSENT
+    if stat.S_ISDIR(st.st_mode):
+        return _stamp_of_folder(path, at_ns)
     if not stat.S_ISREG(st.st_mode):
         return ABSENT
     if at_ns is not None and at_ns - max(st.st_mtime_ns, st.st_ctime_ns) < RACY_NS:
         return UNSETTLED
     return f"{st.st_size}:{st.st_mtime_ns}:{st.st_ctime_ns}:{st.st_ino}"
+
+
+def _stamp_of_folder(path: Path, at_ns: int | None) -> str:
+    found = stamp_folder(path)
+    _, modified, changed, _ = map(int, found.split(":"))
+    return UNSETTLED if at_ns is not None and at_ns - max(modified, changed) < RACY_NS else found
 
 
 @dataclass

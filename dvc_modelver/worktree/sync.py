@@ -18,7 +18,8 @@ from dvc_modelver.metadata import (
 )
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import CommitView, Repository, TrackedModel
-from dvc_modelver.store.objects import Hashes, hash_file
+from dvc_modelver.store.folders import folder_bytes
+from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer, read_pointers, read_wdir, write_pointer
 from dvc_modelver.worktree.describe import Contents, Description, describe, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
@@ -103,7 +104,8 @@ def look(
 def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | None, *, storing: bool) -> Seen:
     row = state.rows.get(model.path)
     file = repo.top / model.path
-    stamp, md5, contents = stamp_of(file), None, None
+    is_of_its_kind = file.is_dir() == model.pointer.is_folder
+    stamp, md5, contents = stamp_of(file) if is_of_its_kind else ABSENT, None, None
     if row is not None:
         agreed = row.agreed or None
     elif state.known and stamp == ABSENT:
@@ -113,13 +115,14 @@ def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | N
     if stamp != ABSENT:
         if row is not None and row.md5 and row.model_stamp == stamp:
             md5 = row.md5
-        elif max_bytes is not None and file.stat().st_size > max_bytes:
+        elif max_bytes is not None and folder_bytes(file) > max_bytes:
             md5 = f"?{stamp}"
         else:
             before = time.time_ns()
-            with ProgressLine(f"reading {model.path}", file.stat().st_size) as progress:
-                store = partial(repo.cache(model.path).store_file, link=False)
-                contents = read_contents(file, model.path, hash_with=store if storing else hash_file, progress=progress)
+            with ProgressLine(f"reading {model.path}", folder_bytes(file)) as progress:
+                cache = repo.cache(model.path)
+                hash_with = partial(cache.store_path, link=False) if storing else cache.hash_path
+                contents = read_contents(file, model.path, hash_with=hash_with, progress=progress)
             md5, stamp = contents.hashes.md5, stamp_of(file, at_ns=before)
     described = model.metadata.md5 if model.metadata is not None else None
     decision = decide(agreed, md5, described, model.pointer.md5)
@@ -227,7 +230,9 @@ class Keeper:
         before = time.time_ns()
         file = self.repo.top / seen.path
         stamp = seen.stamp if seen.contents is not None else stamp_of(file, at_ns=before)
-        contents = seen.contents or read_contents(file, seen.path, progress=progress)
+        contents = seen.contents or read_contents(
+            file, seen.path, hash_with=self.repo.cache(seen.path).hash_path, progress=progress
+        )
         made = describe(self.repo, seen.path, contents, view=self.repo.work_tree, pointer=seen.model.pointer,
                         facts=facts, declared_by=declared_by, name=name)  # fmt: skip
         write_description(self.repo, seen.path, made)
@@ -261,7 +266,7 @@ class Keeper:
         if not cache.has(target, legacy=seen.model.pointer.legacy):
             return False
         if seen.md5 is not None and not cache.has(seen.md5):
-            cache.store_file(file, link=False)
+            cache.store_path(file, link=False)
         cache.materialise(target, file, legacy=seen.model.pointer.legacy)
         self.remember(seen, agreed=target, md5=target)
         return True
@@ -272,7 +277,7 @@ class Keeper:
         if seen.md5 is not None and not seen.md5.startswith("?"):
             cache = self.repo.cache(seen.path)
             if not cache.has(seen.md5):
-                cache.store_file(self.repo.top / seen.path, link=False)
+                cache.store_path(self.repo.top / seen.path, link=False)
         why = seen.model.problem or (
             f"weights are {(seen.md5 or 'absent')[:8]}, the checked-out metadata names {(recorded or '?')[:8]}"
         )
@@ -324,7 +329,8 @@ def write_dvc_pointer(repo: Repository, pointer: Pointer, path: str, hashes: Has
     file = repo.top / pointer.file
     old = read_pointer_text(file, pointer.file)
     name = path_in_file(pointer.file, path, old)
-    write_if_changed(file, write_pointer(old, path_in_file=name, md5=hashes.md5, size=hashes.size).encode())
+    text = write_pointer(old, path_in_file=name, md5=hashes.md5, size=hashes.size, n_files=hashes.n_files)
+    write_if_changed(file, text.encode())
 
 
 def read_pointer_text(disk: Path, file: str) -> str | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from dvc_modelver.errors import BadMetadataError, UsageError
 from dvc_modelver.metadata import TrainingFacts, metadata_path, table_path
 from dvc_modelver.progress import ProgressLine
-from dvc_modelver.store.objects import Hashes
+from dvc_modelver.store.folders import folder_bytes, is_folder_oid
+from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer, write_pointer
 from dvc_modelver.worktree.describe import Description, describe, read_contents
 from dvc_modelver.worktree.state import Row, stamp_of
@@ -80,9 +81,10 @@ class Tracker:
             declared_by: Who says how it was made, when not measured.
             name: The model's name.
         """
-        file = self.repo.cache(path).path_of(hashes.md5)
+        cache = self.repo.cache(path)
+        stored = cache.open_folder(hashes.md5) if is_folder_oid(hashes.md5) else cache.path_of(hashes.md5)
         with ProgressLine(f"describing {path}", hashes.size) as progress:
-            contents = read_contents(file, path, hashes, progress=progress)
+            contents = read_contents(stored, path, hashes, progress=progress)
         pointer = pointer or new_pointer(path, hashes)
         if pointer.kind == "dvc":
             pointer = replace(pointer, md5=hashes.md5, size=hashes.size)
@@ -107,7 +109,7 @@ class Tracker:
                 raise
             old = ours.decode()
         name = path_in_file(pointer.file, pointer.path, old)
-        text = write_pointer(old, path_in_file=name, md5=hashes.md5, size=hashes.size)
+        text = write_pointer(old, path_in_file=name, md5=hashes.md5, size=hashes.size, n_files=hashes.n_files)
         write_if_changed(disk, text.encode())
 
     def stage(self, path: str, pointer: Pointer, made: Description) -> None:
@@ -159,10 +161,10 @@ class Tracker:
             UsageError: No such file, or it is being written.
         """
         file = self.repo.top / path
-        if not file.is_file():
+        if not file.is_file() and not file.is_dir():
             raise UsageError(f"{path}: no such file")
-        with ProgressLine(f"storing {path}", file.stat().st_size) as progress:
-            return self.repo.cache(path).store_file(file, link=True, known=known, progress=progress)
+        with ProgressLine(f"storing {path}", folder_bytes(file)) as progress:
+            return self.repo.cache(path).store_path(file, link=True, known=known, progress=progress)
 
     def settle(self, path: str, pointer: Pointer, md5: str, stamp: str) -> None:
         """Record that model, metadata and pointer agree at `md5`, the model having had `stamp` then."""

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from dvc_modelver.diff.compare import ModelDiff, Side, compare
+from dvc_modelver.diff.changes import ModelDiff, Side
+from dvc_modelver.diff.compare import compare
 from dvc_modelver.diff.render.json import render_json
 from dvc_modelver.diff.render.text import Palette, render_text
 from dvc_modelver.resources import read_schema

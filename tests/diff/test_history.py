@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from dvc_modelver.api.compare import compare_files
-from dvc_modelver.diff.compare import ModelDiff
+from dvc_modelver.diff.changes import ModelDiff
 
 F32 = NDArray[np.float32]
 WIDTH, VOCABULARY, LAYERS = 256, 2_560, 6

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvc_modelver.diff.compare import ModelDiff
+from dvc_modelver.diff.changes import ModelDiff
 from dvc_modelver.diff.render.html import render_html
 from dvc_modelver.diff.render.markdown import MARKER, MAX_CHARACTERS, render_markdown
 from tests.diff.test_compare import Weights, base, compared, moved

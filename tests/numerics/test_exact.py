@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from dvc_modelver.api.compare import compare_files
 from dvc_modelver.diff import exact
-from dvc_modelver.diff.compare import ModelDiff
+from dvc_modelver.diff.changes import ModelDiff
 from dvc_modelver.diff.exact import Measured, measure
 from dvc_modelver.diff.render.text import render_text
 from dvc_modelver.formats import open_reader

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dvc_modelver.errors import EnvironmentFailed, ObjectCorrupt, ObjectMissing, UsageError
+from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import DvcSettings
 from dvc_modelver.store.hashing import hash_file
-from dvc_modelver.store.objects import Cache
 
 DATA = bytes(range(256)) * 50_000
 
@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         from pathlib import Path
         from dvc_modelver.errors import EnvironmentFailed
         from dvc_modelver.store.dvcconfig import DvcSettings
-        from dvc_modelver.store.objects import Cache
+        from dvc_modelver.store.cache import Cache
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         c = Cache(DvcSettings(Path({str(tmp_path)!r}), Path({str(tmp_path / "cache")!r}), ("copy",)))

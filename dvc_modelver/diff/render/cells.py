@@ -5,7 +5,10 @@ Standard library only: Git waits for the text.
 
 from __future__ import annotations
 
-from dvc_modelver.diff.compare import FactChange, ModelDiff, Side, TensorChange, unravel
+import math
+
+from dvc_modelver.diff.adapters import is_second_factor
+from dvc_modelver.diff.changes import FactChange, ModelDiff, Side, TensorChange, unravel
 from dvc_modelver.diff.render.fold import Line
 from dvc_modelver.fingerprint.estimate import PRINTED_L2, combine
 
@@ -64,6 +67,12 @@ def error_text(change: ModelDiff, unicode: bool) -> str:
 def detail_lines(line: Line) -> list[str]:
     """Say what the values tell besides: how many changed, signs, the rank of the update, the largest step and where."""
     notes = list(dict.fromkeys(t.note for t in line.tensors if t.note))
+    products = [t.applied for t in line.tensors if t.applied is not None and is_second_factor(t.name)]
+    if products:
+        whole = combine(products)
+        if whole.relative_l2 is not None and whole.cosine is not None:
+            distance = l2_text(whole.relative_l2, differs=False)
+            notes.append(f"applied as B A: relative L2 {distance}, cosine {cosine_text(whole.cosine)}")
     exact = [(t, t.exact) for t in line.tensors if t.exact is not None and t.exact.values_changed]
     if not exact:
         return notes
@@ -129,6 +138,15 @@ def distance_text(line: Line, unicode: bool) -> str:
     if not found.error or found.error < NEGLIGIBLE_ERROR * found.relative_l2 or found.relative_l2 < PRINTED_L2:
         return text
     return f"{text} {'±' if unicode else '+-'} {found.error:.1g}"
+
+
+def bar_text(line: Line) -> str:
+    """Draw the distance of a line: two columns for each power of ten from 1e-4, all eight from 1 on."""
+    distance = combine(t.measured for t in line.tensors).relative_l2
+    if not distance:
+        return ""
+    eighths = round(8 * min(max(2 * (math.log10(distance) + 4), 0.125), 8))
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def cosine_of_line(line: Line) -> str:

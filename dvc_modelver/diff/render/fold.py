@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dvc_modelver.diff.compare import TensorChange
+from dvc_modelver.diff.changes import TensorChange
 
 _LAYER = re.compile(r"^(?P<prefix>.*?(?:^|[._/]))(?P<index>\d+)(?P<rest>[._/].*)$")
 

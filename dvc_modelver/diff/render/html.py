@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dvc_modelver._version import __version__
-from dvc_modelver.diff.compare import ModelDiff, TensorChange
+from dvc_modelver.diff.changes import ModelDiff, TensorChange
 from dvc_modelver.diff.render.cells import shape_text, side_label, summary_lines
 from dvc_modelver.fingerprint.row import TensorRow
 from dvc_modelver.resources import read_template

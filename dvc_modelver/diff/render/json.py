@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from dvc_modelver.diff.compare import SCHEMA, ModelDiff
+from dvc_modelver.diff.changes import SCHEMA, ModelDiff
 
 
 def render_json(models: Iterable[ModelDiff]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dvc_modelver.diff.compare import FactChange, ModelDiff
+from dvc_modelver.diff.changes import FactChange, ModelDiff
 from dvc_modelver.diff.render.cells import (
     are_numbers,
     cosine_of_line,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dvc_modelver.diff.compare import FactChange, ModelDiff
+from dvc_modelver.diff.changes import FactChange, ModelDiff
 from dvc_modelver.diff.render.cells import (
     are_numbers,
+    bar_text,
     cosine_of_line,
     detail_lines,
     distance_text,
@@ -23,6 +24,8 @@ from dvc_modelver.diff.render.fold import Line, folded, unfolded
 
 MAX_LINES = 40
 """Lines of tensors in a folded report; the rest is counted."""
+BAR = 8
+"""Columns of the bar of a line."""
 MAX_FACTS = 40
 """Lines of each kind of facts."""
 _SIGN = {"modified": "~", "added": "+", "removed": "-", "renamed": ">", "unchanged": "="}
@@ -126,6 +129,7 @@ def _columns(lines: Sequence[Line], width: int, palette: Palette, unicode: bool)
     l2_w, cos_w = max(7, *(len(c[3]) for c in cells)), max(6, *(len(c[4]) for c in cells))
     longest, room = max(len(c[1]) for c in cells), width - shape_w - l2_w - 8
     shows_cosine = longest <= room - cos_w - 2  # a name in full says more than a cosine next to a distance
+    shows_bars = unicode and longest <= room - cos_w - 4 - BAR
     name_w = max(16, min(longest, room - (cos_w + 2 if shows_cosine else 0)))
     head = f"    {'':<{name_w}}  {'shape':<{shape_w}}  {'rel. L2':>{l2_w}}" + f"  {'cosine':>{cos_w}}" * shows_cosine
     out = [palette.paint("frag", head.rstrip())]
@@ -133,6 +137,7 @@ def _columns(lines: Sequence[Line], width: int, palette: Palette, unicode: bool)
         sign = _SIGN[line.change]
         left = f"{_squeezed(name, name_w):<{name_w}}  {_squeezed(shape, shape_w):<{shape_w}}"
         text = f"  {sign} {left}  {l2:>{l2_w}}" + f"  {cosine:>{cos_w}}" * shows_cosine
+        text += f"  {bar_text(line)}" * shows_bars
         style = {"added": "new", "removed": "old"}.get(line.change, "")
         out.append(palette.paint(style, text.rstrip()))
         out += [f"      {printable(text)}" for text in detail_lines(line)]

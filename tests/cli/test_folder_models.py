@@ -1,0 +1,182 @@
+"""A sharded checkpoint is one model: tracked, compared, rolled back, pushed and fetched as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from tests.sandbox import Sandbox
+
+MODEL = "models/Llama é"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def weights(seed: int = 0) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    names = [f"layers.{i}.{part}.weight" for i in range(4) for part in ("up", "down")]
+    return {name: rng.standard_normal((32, 48)).astype(np.float32) for name in names}
+
+
+def write_folder(folder: Path, tensors: dict[str, NDArray[Any]], **config: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(tensors)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    weight_map: dict[str, str] = {}
+    for shard, half in zip(SHARDS, halves, strict=True):
+        save_file({name: tensors[name] for name in half}, folder / shard)
+        weight_map |= dict.fromkeys(half, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 32, "rope": {"theta": 10000.0}} | config))
+    (folder / "tokenizer.json").write_text("{}" + " " * 300_000)
+    (folder / ".gitkeep").touch()
+
+
+@pytest.fixture
+def two(sandbox: Sandbox) -> Sandbox:
+    """Two committed versions; the second has one layer of the second shard and a line of its configuration changed."""
+    sandbox.run("git", "init", "-q", "--bare", str(sandbox.path.parent / "origin.git"))
+    sandbox.git("remote", "add", "origin", "../origin.git")
+    tensors = weights()
+    write_folder(sandbox.path / MODEL, tensors)
+    sandbox.modelver("add", MODEL)
+    sandbox.git("commit", "-q", "-m", "one")
+    tensors["layers.3.up.weight"] = tensors["layers.3.up.weight"] * np.float32(1.01)
+    write_folder(sandbox.path / MODEL, tensors, hidden_size=64)
+    sandbox.git("commit", "-q", "-am", "two")
+    sandbox.git("push", "-q", "-u", "origin", "main")
+    return sandbox
+
+
+def pointer(box: Sandbox, rev: str) -> str:
+    return box.git("show", f"{rev}:{MODEL}.dvc")
+
+
+def test_git_sees_what_changed_in_the_folder(two: Sandbox) -> None:
+    metadata = json.loads((two.path / f"{MODEL}.modelver.json").read_text())
+    assert metadata["model"]["format"] == "folder"
+    assert metadata["model"]["md5"].endswith(".dir")
+    assert "sha256" not in metadata["model"]
+    assert metadata["model"]["n_tensors"] == 8
+    assert metadata["version"]["number"] == 2
+    out = two.git("diff", "HEAD~1", "HEAD")
+    assert "layers.3.up.weight" in out
+    assert "7 tensors unchanged" in out
+    assert "config.hidden_size" in out
+    assert "32 → 64" in out
+    assert two.git("status", "--porcelain") == ""
+    assert MODEL not in two.git("ls-files", MODEL)
+
+
+def test_the_pointer_is_that_of_dvc(two: Sandbox) -> None:
+    ours = (two.path / f"{MODEL}.dvc").read_text()
+    shutil.copytree(two.path / MODEL, two.path / "other")
+    two.dvc("add", "other")
+    theirs = (two.path / "other.dvc").read_text()
+    assert ours.splitlines()[1:4] == theirs.splitlines()[1:4]  # md5, size, nfiles
+    assert "up to date" in two.dvc("status")
+
+
+def test_checkout_and_rollback_bring_the_whole_folder_back(two: Sandbox) -> None:
+    extra = two.path / MODEL / "notes.txt"
+    two.git("checkout", "-q", "HEAD~1")
+    old = load_file(two.path / MODEL / SHARDS[1])
+    assert np.array_equal(old["layers.3.up.weight"], weights()["layers.3.up.weight"])
+    assert json.loads((two.path / MODEL / "config.json").read_text())["hidden_size"] == 32
+    two.git("checkout", "-q", "main")
+    assert json.loads((two.path / MODEL / "config.json").read_text())["hidden_size"] == 64
+    extra.write_text("in no version")
+    two.modelver("rollback", "Llama-e" if "Llama-e" in two.modelver("list") else "Llama")
+    assert not extra.exists()
+    assert json.loads((two.path / MODEL / "config.json").read_text())["hidden_size"] == 32
+    two.git("commit", "-q", "-m", "back")
+    assert pointer(two, "HEAD") == pointer(two, "HEAD~2")
+
+
+def test_only_the_file_that_moved_is_read_again(two: Sandbox) -> None:
+    script = (
+        "import dvc_modelver.store.hashing as h\n"
+        "from pathlib import Path\n"
+        "import dvc_modelver.store.cache as c\n"
+        "read = []\n"
+        "real = h.hash_file\n"
+        "c.hash_file = lambda path, **k: (read.append(path.name), real(path, **k))[1]\n"
+        "from dvc_modelver.repository import Repository\n"
+        "repo = Repository.open()\n"
+        f"cache, path = repo.cache(), repo.top / {MODEL!r}\n"
+        "cache.hash_path(path); read.clear()\n"
+        "cache.hash_path(path); print(read)\n"
+        "import os, time; os.utime(path / 'config.json', ns=(1, 1)); time.sleep(0.1)\n"
+        "cache.hash_path(path); print(read)\n"
+    )
+    for name in os.listdir(two.path / MODEL):
+        os.utime(two.path / MODEL / name, ns=(10**18, 10**18))
+    assert two.run(sys.executable, "-c", "import time; time.sleep(0.1)\n" + script).stdout.split() == [
+        "[]",
+        "['config.json']",
+    ]
+
+
+def test_push_and_pull_carry_every_file(two: Sandbox) -> None:
+    clone = two.path.parent / "clone"
+    two.run("git", "clone", "-q", str(two.path.parent / "origin.git"), str(clone))
+    (clone / ".dvc/config.local").write_text((two.path / ".dvc/config").read_text())
+    box = Sandbox(clone)
+    box.modelver("install")
+    box.modelver("pull")
+    assert sorted(os.listdir(clone / MODEL)) == sorted(os.listdir(two.path / MODEL))
+    assert box.modelver("status").strip() == two.modelver("status").strip()
+    shutil.rmtree(clone / ".dvc/cache")
+    shutil.rmtree(clone / MODEL)
+    out = json.loads(box.modelver("diff", "HEAD~1", "HEAD", "--exact", "--json"))  # read by range from the remote
+    changed = [t for t in out["models"][0]["tensors"] if t["change"] != "unchanged"]
+    assert [t["name"] for t in changed] == ["layers.3.up.weight"]
+    assert out["models"][0]["exact"] is True
+    assert abs(changed[0]["relative_l2"] - 0.01) < 1e-6
+
+
+def test_a_folder_is_loaded_compared_moved_and_removed(two: Sandbox, tmp_path: Path) -> None:
+    name = json.loads((two.path / f"{MODEL}.modelver.json").read_text())["model"]["name"]
+    two.modelver("load", f"{name}@1", "-o", str(tmp_path / "first"))
+    out = two.modelver("diff", "--exact", str(tmp_path / "first"), MODEL)
+    assert "layers.3.up.weight" in out
+    assert "config.hidden_size" in out
+    assert "8 tensors" in two.modelver("show", MODEL) or "8" in two.modelver("show", MODEL)
+    two.modelver("mv", MODEL, "models/renamed")
+    assert (two.path / "models/renamed" / SHARDS[0]).is_file()
+    two.git("commit", "-q", "-m", "moved")
+    two.modelver("rm", "models/renamed")
+    assert not (two.path / "models/renamed").exists()
+
+
+def test_status_offers_a_new_folder_as_one_model(two: Sandbox) -> None:
+    write_folder(two.path / "new", weights(1))
+    lines = [line for line in two.modelver("status").splitlines() if "new/" in line]
+    assert len(lines) == 1
+    assert "modelver add new" in lines[0]
+
+
+def test_a_missing_shard_is_named_and_the_commit_goes_on(two: Sandbox) -> None:
+    (two.path / MODEL / SHARDS[0]).unlink()
+    assert SHARDS[0] in two.run("git", "commit", "-am", "broken").stderr
+    assert json.loads((two.path / f"{MODEL}.modelver.json").read_text())["model"]["format"] == "opaque"
+
+
+@pytest.mark.parametrize("kind", ["hardlink", "symlink", "reflink,copy"])
+def test_links_are_as_dvc_is_told(two: Sandbox, kind: str) -> None:
+    two.dvc("config", "cache.type", kind)
+    two.git("checkout", "-q", "HEAD~1")
+    shard = two.path / MODEL / SHARDS[1]
+    assert shard.is_symlink() == (kind == "symlink")
+    assert (shard.stat().st_nlink > 1) == (kind == "hardlink")
+    assert two.git("status", "--porcelain", "--untracked-files=no").replace("M .dvc/config", "").strip() == ""
+    two.git("checkout", "-q", "main")
+    assert two.git("status", "--porcelain", "--untracked-files=no").replace("M .dvc/config", "").strip() == ""
