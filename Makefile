@@ -1,9 +1,10 @@
 # make demo and make test do all the set-up on a machine with python3, git and make.
 PYTHON ?= python3
 VENV ?= .venv
+TORCH ?= torch
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench coverage wheel-test clean
+.PHONY: demo test frameworks lint bench coverage wheel-test clean
 
 $(VENV)/made: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -17,6 +18,13 @@ demo: $(VENV)/made
 
 test: $(VENV)/made
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# The libraries that write the formats we read, some GB of them: the tests that need one are left out without it.
+# lpips ships real weights in two versions; it is not run, so what it needs is not installed.
+frameworks: $(VENV)/made
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[test,frameworks]'
+	$(BIN)/python -m pip install --quiet --no-deps lpips==0.1.4
 
 lint: $(VENV)/made
 	$(BIN)/ruff check .

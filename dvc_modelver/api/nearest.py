@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from dvc_modelver.api.compare import file_side, selected_side
 from dvc_modelver.api.select import select
 from dvc_modelver.diff.changes import ModelDiff, Side, TensorChange
 from dvc_modelver.diff.compare import compare
+from dvc_modelver.diff.render.cells import cosine_text
 from dvc_modelver.errors import BadMetadataError, UsageError
 from dvc_modelver.fingerprint.estimate import Estimate, combine, one_sided
-from dvc_modelver.metadata import TensorTable, table_path
+from dvc_modelver.metadata import ModelMetadata, TensorTable, table_path
 from dvc_modelver.registry.history import Version, iter_versions
 from dvc_modelver.repository import Repository, View
 from dvc_modelver.tensors import is_float
@@ -68,6 +70,54 @@ def similar(reference: str, *, limit: int | None = None, folder: Path | None = N
             found.append(_rank(name, version, compare(side, wanted)))
     found.sort(key=lambda r: (r.distance is None, r.distance, -r.number))
     return found[:limit]
+
+
+MAX_CANDIDATES = 50
+VARIANT_COSINE = 0.95
+"""Below this a model is another one: 4-bit blocks keep 0.99, fine-tuning seldom goes below 0.95."""
+
+
+def find_origin(repo: Repository, path: str, metadata: ModelMetadata, table: TensorTable | None) -> Ranked | None:
+    """Give the version of another model that a new model has its values from: quantised, converted or copied.
+
+    Args:
+        repo: The repository.
+        path: The new model.
+        metadata: Its metadata.
+        table: Its tensor table; None for an opaque one.
+
+    Returns:
+        The nearest of the last `MAX_CANDIDATES` versions of each model, None where none is near.
+    """
+    if table is None:
+        return None
+    wanted = Side(path, "", table, metadata, metadata.md5, metadata.model.format)
+    seen: Counter[str] = Counter()
+    found = []
+    for name, version in _all_versions(repo):
+        seen[name] += 1
+        if name == metadata.model.name or seen[name] > MAX_CANDIDATES:
+            continue
+        side = _side(repo, version)
+        if side.table is not None and _may_be_related(side.table, table):
+            found.append(_rank(name, version, compare(side, wanted)))
+    near = [r for r in found if r.distance is not None and (r.change.cosine or 0) >= VARIANT_COSINE and r.distance < 1]
+    return min(near, key=lambda r: (r.distance or 0.0, -r.number), default=None)
+
+
+def _may_be_related(a: TensorTable, b: TensorTable) -> bool:
+    """Whether two models have about as many parameters: a cheap question before a comparison."""
+    sizes = sorted(sum(row.numel for row in table.rows if row.role != "optimizer") for table in (a, b))
+    return sizes[0] > 0 and sizes[1] <= 1.5 * sizes[0]
+
+
+def origin_line(metadata: ModelMetadata, origin: Ranked) -> str:
+    """Say what a new model is a variant of, and what was measured."""
+    kind = ", ".join([metadata.model.format, *sorted(metadata.model.dtypes or {})])
+    return (
+        f"{metadata.model.path}: a variant of {origin.name}@{origin.number} by its values (cosine "
+        f"{cosine_text(origin.change.cosine or 0)}, relative L2 {origin.distance or 0:.2g}; {kind})"
+    )
 
 
 def _wanted(repo: Repository, reference: str) -> tuple[Side, tuple[str, str]]:

@@ -10,7 +10,14 @@ from typing import Any
 
 from dvc_modelver.errors import EnvironmentFailed, RefusedError, UsageError, word
 from dvc_modelver.formats.folder import MARKERS
-from dvc_modelver.metadata import ModelMetadata, TrainingFacts, find_model_path, metadata_path, table_path
+from dvc_modelver.metadata import (
+    ModelMetadata,
+    TensorTable,
+    TrainingFacts,
+    find_model_path,
+    metadata_path,
+    table_path,
+)
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.registry.tags import check_name
 from dvc_modelver.repository import Repository, TrackedModel, is_pointer_file
@@ -19,6 +26,7 @@ from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.pointers import Pointer, set_lock_out
 from dvc_modelver.store.temp import remove
 from dvc_modelver.transfer import Wanted, fetch
+from dvc_modelver.worktree.describe import Description
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import Keeper, write_if_changed
@@ -153,11 +161,21 @@ class _Adder:
                 self._add_output(path, pointer, name)
                 return
             made = self.tracker.add(path, pointer, facts=self.facts, name=name)
+            self._name_origin(path, made)
         else:
             assert pointer is not None and pointer.md5 is not None
             hashes = self.repo.cache(path).hash_object(pointer.md5, legacy=pointer.legacy)
             made = self.tracker.track(path, hashes, pointer, facts=self.facts, name=name)
         self.done.append(made.metadata)
+
+    def _name_origin(self, path: str, made: Description) -> None:
+        if made.metadata.version.update == "initial" and made.table is not None and self.repo.head is not None:
+            from dvc_modelver.api.nearest import find_origin, origin_line
+
+            table = TensorTable.parse(made.table, table_path(path))
+            origin = find_origin(self.repo, path, made.metadata, table)
+            if origin is not None:
+                self.say(origin_line(made.metadata, origin))
 
     def _check(self, path: str, file: Path, pointer: Pointer | None) -> None:
         if file.is_dir():

@@ -23,9 +23,16 @@ ENTRY_POINTS = "dvc_modelver.formats"
 _FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "npz": (".npz",),
+    "npy": (".npy",),
+    "gguf": (".gguf",),
+    "tensorflow": (".index",),
     "torch": (".pt", ".pth"),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
+
+
+_ALSO_DATA = frozenset({".npy", ".index"})
+"""Suffixes that arrays of data, and indices of other programs, have as well."""
 
 
 class _Format(Protocol):
@@ -77,15 +84,21 @@ def open_folder(folder: Folder, name: str) -> Reader:
     Raises:
         BadModelError: A file breaks its format's rules, or a shard is missing.
     """
+    from dvc_modelver.formats import saved_model
     from dvc_modelver.formats.folder import FolderReader
 
+    if saved_model.matches_folder(folder.names()):
+        return saved_model.open_folder(folder, name)
     return FolderReader(folder, name)
 
 
 def known_suffixes() -> tuple[str, ...]:
-    """Give the suffixes of the formats that have a reader, with their dots."""
+    """Give the suffixes, with their dots, of files that are models as a rule; `.npy` is as often data."""
     ours = (suffix for suffixes in _FORMATS.values() for suffix in suffixes)
-    return (*ours, *(suffix for known in _plugins() for suffix in known.SUFFIXES))
+    return (
+        *(suffix for suffix in ours if suffix not in _ALSO_DATA),
+        *(suffix for known in _plugins() for suffix in known.SUFFIXES),
+    )
 
 
 def _find_claimed(name: str) -> _Format | None:

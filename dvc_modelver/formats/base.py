@@ -173,6 +173,22 @@ class FileReader:
         """Give a tensor's values as real numbers; see `Reader`. A format with quantised tensors has its own."""
         return self.iter_buffers(spec, n_bytes)
 
+    def _iter_span(self, begin: int, end: int, n_bytes: int, what: str) -> Iterator[memoryview]:
+        """Give the bytes of the file from `begin` to `end`, in buffers of `n_bytes`; `what` is for the error."""
+        buffer = self._take_buffer(min(n_bytes, end - begin))
+        view = memoryview(buffer)
+        try:
+            while begin < end:
+                piece = view[: min(n_bytes, end - begin)]
+                self._file.seek(begin)
+                n_read = fill(self._file, piece)
+                if n_read < len(piece):
+                    raise ended_early(f"{self.name}: {what}", n_read, len(piece))
+                begin += n_read
+                yield piece
+        finally:
+            self._return_buffer(buffer)
+
     def _take_buffer(self, n_bytes: int) -> bytearray:
         # Fresh pages cost as much as hashing them: one tensor hands its buffer on to the next. Two
         # iterators that run at the same time still get one each.
@@ -221,6 +237,24 @@ def read_exactly(file: BinaryIO, offset: int, n_bytes: int, where: str) -> bytes
     if n_read < n_bytes:
         raise ended_early(where, n_read, n_bytes)
     return bytes(buffer)
+
+
+def rechunk(pieces: Iterable[memoryview], n_bytes: int) -> Iterator[memoryview]:
+    """Give the same bytes in buffers of `n_bytes` but for the last, whatever the pieces' lengths."""
+    view = memoryview(bytearray(n_bytes))
+    n_filled = 0
+    for piece in pieces:
+        at = 0
+        while at < len(piece):
+            count = min(len(piece) - at, n_bytes - n_filled)
+            view[n_filled : n_filled + count] = piece[at : at + count]
+            at += count
+            n_filled += count
+            if n_filled == n_bytes:
+                yield view
+                n_filled = 0
+    if n_filled:
+        yield view[:n_filled]
 
 
 def count_elements(shape: Iterable[int]) -> int | None:

@@ -18,8 +18,6 @@ from dvc_modelver.formats.base import (
     FileReader,
     Folder,
     count_elements,
-    ended_early,
-    fill,
     measure,
     quote,
     read_exactly,
@@ -73,20 +71,8 @@ class SafetensorsReader(FileReader):
 
     def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give a tensor's values; see `Reader`."""
-        position, end = self._spans[spec.name]
-        buffer = self._take_buffer(min(n_bytes, end - position))
-        view = memoryview(buffer)
-        try:
-            while position < end:
-                piece = view[: min(n_bytes, end - position)]
-                self._file.seek(position)
-                n_read = fill(self._file, piece)
-                if n_read < len(piece):
-                    raise ended_early(f"{self.name}: tensor {quote(spec.name)}", n_read, len(piece))
-                position += n_read
-                yield piece
-        finally:
-            self._return_buffer(buffer)
+        begin, end = self._spans[spec.name]
+        return self._iter_span(begin, end, n_bytes, f"tensor {quote(spec.name)}")
 
     def _read_header(self) -> None:
         n_file_bytes = measure(self._file)
