@@ -15,7 +15,7 @@ from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, ModelverError, NotFoundError, UsageError
 from dvc_modelver.fingerprint import fingerprint
 from dvc_modelver.fingerprint.row import TensorRow
-from dvc_modelver.formats import Reader, open_folder, open_reader
+from dvc_modelver.formats import LocalFolder, Reader, open_folder, open_reader
 from dvc_modelver.metadata import TensorTable
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.progress import ProgressLine
@@ -311,7 +311,7 @@ def file_side(given: str) -> Side:
     Raises:
         UsageError: It breaks its format's rules.
     """
-    contents = read_contents(Path(given), given)
+    contents = read_contents(Path(given), given, beside=LocalFolder(Path(given).parent))
     if contents.warning:
         raise UsageError(contents.warning)
     return Side(given, given, contents.table, None, contents.hashes.md5, contents.format)

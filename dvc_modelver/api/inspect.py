@@ -11,7 +11,7 @@ from dvc_modelver.api.select import find_known, select
 from dvc_modelver.api.setup import hidden_models
 from dvc_modelver.checks import Problem, check_commits
 from dvc_modelver.errors import NotFoundError, UsageError, word
-from dvc_modelver.formats import known_suffixes
+from dvc_modelver.formats import LocalFolder, known_suffixes
 from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path, table_digest, table_path
 from dvc_modelver.pipeline import read_artifacts
@@ -330,7 +330,7 @@ def describe_file(path: str | Path) -> tuple[TensorTable | None, str, int]:
     Raises:
         BadModelError: It breaks its format's rules.
     """
-    contents = read_contents(Path(path), str(path))
+    contents = read_contents(Path(path), str(path), beside=LocalFolder(Path(path).parent))
     if contents.warning:
         raise UsageError(contents.warning)
     return contents.table, contents.format, contents.hashes.size

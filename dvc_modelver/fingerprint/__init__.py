@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.fingerprint.row import TensorRow, round_statistic
-from dvc_modelver.tensors import TensorSpec, is_quantised, value_dtype
+from dvc_modelver.tensors import BLOCKS, TensorSpec, is_quantised, value_dtype
 
 if TYPE_CHECKING:
     from dvc_modelver.fingerprint.sketch import Workspace
@@ -97,6 +97,8 @@ def _describe(
     if packed:
         for buffer in reader.iter_values(spec, CHUNK * (size or 1)):
             sketch.update(buffer)
+            if spec.dtype not in BLOCKS:
+                digest.update(buffer)  # the same integers by another scale are other values
     facts = sketch.finish()
     return TensorRow(
         name=spec.name,

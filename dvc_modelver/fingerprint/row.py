@@ -27,7 +27,8 @@ class TensorRow:
         dtype: Spelled as safetensors does.
         shape: Axis lengths, outermost first.
         role: ``"parameter"``, or ``"optimizer"`` for optimiser state.
-        digest: ``blake3:`` and 32 hex digits, of the little-endian values in C order.
+        digest: ``blake3:`` and 32 hex digits, of the little-endian values in C order; of ``QI8`` and its like followed
+            by the float32 values that they stand for.
         norm: L2 norm.
         mean: Arithmetic mean.
         std: Population standard deviation; None where rounding would swallow it (see `Statistics`).

@@ -23,10 +23,12 @@ ENTRY_POINTS = "dvc_modelver.formats"
 _FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "npz": (".npz",),
+    "torch": (".pt", ".pth"),
     "npy": (".npy",),
     "gguf": (".gguf",),
     "tensorflow": (".index",),
-    "torch": (".pt", ".pth"),
+    "tflite": (".tflite",),
+    "onnx": (".onnx",),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 

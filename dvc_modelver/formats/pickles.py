@@ -17,8 +17,6 @@ Sources: Lib/pickle.py and Lib/pickletools.py of CPython 3.13 (opcodes of protoc
 
 from __future__ import annotations
 
-import codecs
-import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from typing import Any, NoReturn
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import ended_early, quote
+from dvc_modelver.formats.pickle_literals import Literals
 from dvc_modelver.formats.pickle_records import Call, Global, Persistent, Span
 from dvc_modelver.formats.pickle_source import Source
 
@@ -34,13 +33,6 @@ __all__ = ["Call", "Global", "Machine", "Persistent", "Pickled", "Source", "Span
 
 MAX_MEMORY_BYTES = 320 << 20
 """What the objects of one pickle may take together, as `Machine` estimates them; each opcode counts, too."""
-
-MAX_TEXT_BYTES = 32 << 20
-MAX_LINE_BYTES = 8 << 20
-"""Of a text in protocols 0 and 1, whose length is not known beforehand."""
-
-MAX_INTEGER_BYTES = 1024
-"""Of one integer: what Python prints without complaint."""
 
 MAX_ODD_KEYS = 1_000
 """Keys whose hash a writer can choose: huge integers, complex numbers, sets."""
@@ -117,13 +109,12 @@ class Machine:
         self.called: dict[Global, None] = {}
         self.altered: dict[Global, None] = {}
         self._source = source
-        self._start = source.position
         self._find_persistent = find_persistent
         self._on_build = on_build
-        self._max_inline_bytes = max_inline_bytes
         self._on_call = on_call
         self._max_memory_bytes = max_memory_bytes
         self._left = max_memory_bytes
+        self._literals = Literals(source, self._charge, self._bad, max_inline_bytes)
         self._n_odd_keys = 0
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
@@ -144,13 +135,19 @@ class Machine:
         handlers = {ord(code): getattr(self, f"_do_{name}") for code, name in _OPCODES.items()}
         handlers |= {ord(code): partial(self._push, value) for code, value in _CONSTANTS.items()}
         counted = {ord(code): (getattr(self, f"_{name}"), n_bytes) for code, (name, n_bytes) in _COUNTED.items()}
-        read_byte, read_uint = self._source.read_byte, self._read_uint
+        literals = {
+            ord(code): (getattr(self._literals, f"read_{name}"), n_bytes) for code, (name, n_bytes) in _LITERALS.items()
+        }
+        read_byte, read_uint = self._source.read_byte, self._literals.read_uint
         while True:
             code = read_byte()
             self._left -= _OPCODE_BYTES
             if self._left < 0:
                 self._charge(0)
-            if code in counted:
+            if code in literals:
+                read, n_bytes = literals[code]
+                self._stack.append(read(read_uint(n_bytes)))
+            elif code in counted:
                 take, n_bytes = counted[code]
                 take(read_uint(n_bytes))
             elif code in handlers:
@@ -221,117 +218,15 @@ class Machine:
         self._push(self._memo[index])
 
     def _do_put(self) -> None:
-        self._remember(self._read_decimal())
+        self._remember(self._literals.read_long(0))
 
     def _do_memoize(self) -> None:
         self._remember(len(self._memo))
 
     def _do_get(self) -> None:
-        self._recall(self._read_decimal())
+        self._recall(self._literals.read_long(0))
 
-    # Scalars.
-
-    def _read_uint(self, n_bytes: int) -> int:
-        return int.from_bytes(self._source.read(n_bytes), "little")
-
-    def _read_decimal(self) -> int:
-        line = self._source.read_line(2 * MAX_INTEGER_BYTES).rstrip(b"L")
-        try:
-            return int(line, 0) if line[:1] != b"0" else int(line)
-        except ValueError:
-            raise self._bad(f"found the integer {quote(line)}, expected digits") from None
-
-    def _do_int(self) -> None:
-        value = self._source.read_line(2 * MAX_INTEGER_BYTES)
-        if value in (b"00", b"01"):
-            self._push(value == b"01")
-            return
-        try:
-            self._push(int(value, 0))
-        except ValueError:
-            raise self._bad(f"found the integer {quote(value)}, expected digits") from None
-
-    def _do_long(self) -> None:
-        self._push(self._read_decimal())
-
-    def _do_binint(self) -> None:
-        self._push(int.from_bytes(self._source.read(4), "little", signed=True))
-
-    def _push_integer(self, n_bytes: int) -> None:
-        if n_bytes > MAX_INTEGER_BYTES:
-            raise self._bad(f"has an integer of {n_bytes} bytes, expected at most {MAX_INTEGER_BYTES}")
-        self._charge(n_bytes)
-        self._push(int.from_bytes(self._source.read(n_bytes), "little", signed=True))
-
-    def _do_float(self) -> None:
-        line = self._source.read_line(2 * MAX_INTEGER_BYTES)
-        try:
-            self._push(float(line))
-        except ValueError:
-            raise self._bad(f"found the number {quote(line)}, expected digits") from None
-
-    def _do_binfloat(self) -> None:
-        self._push(struct.unpack(">d", self._source.read(8))[0])
-
-    # Text and bytes.
-
-    def _push_text(self, n_bytes: int) -> None:
-        self._check_text(n_bytes)
-        self._push(self._decode(self._source.read(n_bytes), "utf-8"))
-
-    def _check_text(self, n_bytes: int) -> None:
-        left = self._source.left
-        if left is not None and n_bytes > left:
-            raise ended_early(self._source.name, left, n_bytes)
-        if n_bytes > MAX_TEXT_BYTES:
-            raise self._bad(f"has a text of {n_bytes} bytes, expected at most {MAX_TEXT_BYTES}")
-        self._charge(60 + 4 * n_bytes)
-
-    def _decode(self, data: bytes, encoding: str) -> str:
-        try:
-            return data.decode(encoding, "surrogatepass")
-        except UnicodeError:
-            raise self._bad(f"has the text {quote(data[:200])}, expected {encoding}") from None
-
-    def _push_bytes(self, n_bytes: int) -> None:
-        left = self._source.left
-        if left is not None and n_bytes > left:
-            raise ended_early(self._source.name, left, n_bytes)
-        if self._max_inline_bytes is not None and n_bytes > self._max_inline_bytes:
-            self._charge(60)
-            self._push(Span(self._source.position, n_bytes))
-            self._source.skip(n_bytes)
-            return
-        self._charge(60 + n_bytes)
-        self._push(self._source.read(n_bytes))
-
-    def _push_old_text(self, n_bytes: int) -> None:
-        self._push_bytes(n_bytes)
-        data = self._pop()
-        self._push(self._decode_old(data) if isinstance(data, bytes) else data)
-
-    def _decode_old(self, data: bytes) -> str | bytes:
-        # Python 2 wrote text and bytes alike: what is UTF-8 is taken for text.
-        self._charge(4 * len(data))
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return data
-
-    def _do_unicode(self) -> None:
-        line = self._source.read_line(MAX_LINE_BYTES)
-        self._charge(60 + 4 * len(line))
-        self._push(self._decode(line, "raw_unicode_escape"))
-
-    def _do_string(self) -> None:
-        line = self._source.read_line(MAX_LINE_BYTES).strip()
-        self._charge(60 + len(line))
-        if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-            raise self._bad(f"has the string {quote(line[:200])}, expected quotes around it")
-        try:
-            self._push(self._decode_old(codecs.escape_decode(line[1:-1])[0]))
-        except ValueError:
-            raise self._bad(f"has the string {quote(line[:200])}, expected Python's escapes") from None
+    # Objects without members.
 
     def _do_next_buffer(self) -> None:
         self._push(self._find_persistent("buffer outside of the pickle"))
@@ -440,12 +335,13 @@ class Machine:
     def _key(self, value: object) -> object:
         # Whoever writes the file chooses the keys: hashes they can foresee make a dictionary slow, and those of
         # tuples that share members take for ever.
-        if isinstance(value, str | bytes | float | Global | Call | Persistent | None):
+        if isinstance(value, str | bytes | float | Global | Call | Persistent | Span | None):
             return value
         if isinstance(value, int) and -(2**60) < value < 2**60:
             return value
         if isinstance(value, tuple):
-            return _make_key(value) or self._refuse_key(value)
+            key = _make_key(value)
+            return self._refuse_key(value) if key is None else key
         if not isinstance(value, int | complex | frozenset):
             self._refuse_key(value)
         self._n_odd_keys += 1
@@ -459,7 +355,7 @@ class Machine:
     # Imports and calls.
 
     def _do_global(self) -> None:
-        module, name = (self._decode(self._source.read_line(10_000), "utf-8") for _ in range(2))
+        module, name = (self._literals.read_name() for _ in range(2))
         self._push_global(module, name)
 
     def _do_stack_global(self) -> None:
@@ -567,7 +463,7 @@ class Machine:
             self._stack[-1] = self._on_build(target)
 
     def _do_persid(self) -> None:
-        self._push(self._find_persistent(self._decode(self._source.read_line(10_000), "utf-8")))
+        self._push(self._find_persistent(self._literals.read_name()))
 
     def _do_binpersid(self) -> None:
         self._charge(60)
@@ -612,20 +508,24 @@ _PLAIN_MODULES = frozenset({"collections", "builtins", "_codecs"})
 
 _CONSTANTS = {"N": None, "\x88": True, "\x89": False, ")": ()}
 
+_LITERALS = {
+    "K": ("small", 1), "M": ("small", 2), "J": ("signed", 4), "\x8a": ("integer", 1), "\x8b": ("integer", 4),
+    "I": ("int", 0), "L": ("long", 0), "F": ("float", 0), "G": ("binary_float", 8),
+    "\x8c": ("text", 1), "X": ("text", 4), "\x8d": ("text", 8), "V": ("escaped_text", 0),
+    "U": ("old_text", 1), "T": ("old_text", 4), "S": ("quoted_text", 0),
+    "C": ("bytes", 1), "B": ("bytes", 4), "\x8e": ("bytes", 8), "\x96": ("bytes", 8),
+}  # fmt: skip
+"""Opcodes that push what follows them: what reads it, and the bytes of the number (a length, or the value) before."""
+
 _COUNTED = {
-    "K": ("push", 1), "M": ("push", 2), "\x8a": ("push_integer", 1), "\x8b": ("push_integer", 4),
     "q": ("remember", 1), "r": ("remember", 4), "h": ("recall", 1), "j": ("recall", 4),
-    "\x8c": ("push_text", 1), "X": ("push_text", 4), "\x8d": ("push_text", 8),
-    "U": ("push_old_text", 1), "T": ("push_old_text", 4),
-    "C": ("push_bytes", 1), "B": ("push_bytes", 4), "\x8e": ("push_bytes", 8), "\x96": ("push_bytes", 8),
     "\x82": ("push_extension", 1), "\x83": ("push_extension", 2), "\x84": ("push_extension", 4),
     "\x80": ("check_protocol", 1), "\x95": ("check_frame", 8),
 }  # fmt: skip
-"""Opcodes that begin with an unsigned number: what takes it, and its bytes."""
+"""Other opcodes that begin with an unsigned number: what takes it, and its bytes."""
 
 _OPCODES = {
     "(": "mark", "0": "pop", "1": "pop_mark", "2": "dup", "p": "put", "\x94": "memoize", "g": "get",
-    "I": "int", "L": "long", "J": "binint", "F": "float", "G": "binfloat", "V": "unicode", "S": "string",
     "]": "empty_list", "}": "empty_dict", "\x8f": "empty_set", "l": "list", "t": "tuple", "d": "dict",
     "\x85": "tuple1", "\x86": "tuple2", "\x87": "tuple3", "\x91": "frozenset",
     "a": "append", "e": "appends", "\x90": "additems", "s": "setitem", "u": "setitems",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_DEPTH = 32
-MAX_FIELDS = 2_500_000
+MAX_FIELDS = 1_500_000
 MAX_NAME_BYTES = 8_192
 
 _WIDTHS = {FIXED64: 8, FIXED32: 4}
@@ -86,7 +86,13 @@ class Walker:
         position = start
         while position < end:
             begin = position
-            key, position = self.varint(position, end)
+            # Most keys and lengths have one byte: those are taken here, without a call.
+            at = position - self._at
+            window = self._window
+            if 0 <= at < len(window) - _LOOKAHEAD and window[at] < 0x80:
+                key, position = window[at], position + 1
+            else:
+                key, position = self.varint(position, end)
             number, wire = key >> 3, key & 7
             self._n_fields += 1
             if self._n_fields > MAX_FIELDS:
@@ -94,10 +100,15 @@ class Walker:
             if not 0 < number < 1 << 29:
                 raise self.bad(begin, f"found field number {number}, expected 1 to 2^29 - 1")
             if wire == BYTES:
-                length, position = self.varint(position, end)
-                if length > end - position:
-                    raise self.bad(begin, f"found a field of {length} bytes, expected at most {end - position}")
-                value, after = length, position + length
+                at = position - self._at
+                window = self._window
+                if 0 <= at < len(window) - _LOOKAHEAD and window[at] < 0x80 and position < end:
+                    value, position = window[at], position + 1
+                else:
+                    value, position = self.varint(position, end)
+                after = position + value
+                if after > end:
+                    raise self.bad(begin, f"found a field of {value} bytes, expected at most {end - position}")
             elif wire == VARINT:
                 value, after = self.varint(position, end)
             elif wire in _WIDTHS:

@@ -10,10 +10,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MAX_BLOCK_BYTES = 32 << 20
-MAX_READ_BYTES = 32 << 20
+MAX_BLOCK_BYTES = 64 << 20
+MAX_READ_BYTES = 16 << 20
 
-_MIN_READ_BYTES = 1 << 16
+_MIN_READ_BYTES = 1 << 14
 _MAX_WASTE = 16
 
 Read = Callable[[int, int], Any]

@@ -173,8 +173,13 @@ class TorchReader(FileReader):
         file, base = self._find_storage(view.storage)
         where = f"{self.name}: tensor {quote(spec.name)}"
 
-        def read(position: int, n_bytes: int) -> bytes:
-            return read_exactly(file, base + position, n_bytes, where)
+        def read(position: int, n_bytes: int) -> bytearray:
+            buffer = bytearray(n_bytes)
+            file.seek(base + position)
+            n_read = fill(file, memoryview(buffer))
+            if n_read < n_bytes:
+                raise ended_early(where, n_read, n_bytes)
+            return buffer
 
         for block in iter_blocks(read, view.offset, view.shape, view.strides, view.kind.item_bytes):
             if self._is_changed(view):

@@ -6,7 +6,9 @@ Sources: ``torch/serialization.py`` (``_save``, ``_legacy_save``), ``caffe2/seri
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +22,7 @@ from dvc_modelver.formats.zip_directory import STORED, Member, find_data, read_d
 
 MAX_DEFLATED_PICKLE_BYTES = 100_000_000
 MAX_INLINE_BYTES = 1 << 20
+MAX_CODE_BYTES = 8 << 20
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -110,6 +113,11 @@ def find_prefix(directory: Mapping[str, Member]) -> str | None:
     return None if path is None else path.removesuffix("data.pkl")
 
 
+def demangle(text: str) -> str:
+    """Take from TorchScript's names the numbers that tell classes of one name apart, which differ between saves."""
+    return re.sub(r"[./]___torch_mangle_\d+", "", text)
+
+
 def _bad(where: str, finding: str) -> BadModelError:
     return BadModelError(f"{where}: {finding}", hint=HINT)
 
@@ -144,6 +152,22 @@ class _Archive:
             self.found[member.name] = find_data(self.file, member, self.name)
         return self.found[member.name]
 
+    def describe_code(self) -> dict[str, object]:
+        """Give a digest of each module's code, the same each time that the same module is saved."""
+        folder, left = f"{self.prefix}code/", MAX_CODE_BYTES
+        digests: dict[str, list[str]] = {}
+        for path, member in self.directory.items():
+            if path.startswith(folder) and path.endswith(".py"):
+                left -= max(member.n_bytes, member.n_stored_bytes)
+                if left < 0:
+                    return {"torchscript": f"over {MAX_CODE_BYTES} bytes of code, not compared"}
+                code = read_member(self.file, member, MAX_CODE_BYTES, self.name).decode("utf-8", "replace")
+                # Constants are written in the order of a set, another one in each process.
+                lines = sorted(demangle(code).split("\n"), key=lambda line: line if " : Final[" in line else "")
+                digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+                digests.setdefault(demangle(path.removeprefix(folder)), []).append(f"sha256:{digest}")
+        return {f"torchscript.{path}": ", ".join(sorted(found)) for path, found in digests.items()}
+
     def _find_storage(self, folder: str, pid: object) -> object:
         storage, _ = _parse_storage(pid, self.name)
         path = f"{folder}/{storage.key}"
@@ -173,10 +197,7 @@ def _open_zip(file: BinaryIO, name: str) -> Container:
     if prefix + "constants.pkl" in directory:
         facts["torch.container"] = "TorchScript archive"
         roots |= {"constants": constants} if (constants := archive.load("constants.pkl", "constants")) else {}
-        code = prefix + "code/"
-        for path, member in directory.items():
-            if path.startswith(code) and path.endswith(".py"):
-                facts[f"torchscript.{path.removeprefix(code)}"] = f"crc32 {member.crc:08x}, {member.n_bytes} bytes"
+        facts |= archive.describe_code()
     return Container(roots, facts, archive.locate, byteorder == b"big")
 
 

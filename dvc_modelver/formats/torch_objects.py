@@ -8,17 +8,29 @@ Source: ``torch/nn/modules/module.py`` (``_save_to_state_dict``), ``torch/optim/
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import quote
 from dvc_modelver.formats.pickles import Call, Global, Span
-from dvc_modelver.formats.torch_container import HINT, Storage
+from dvc_modelver.formats.torch_container import HINT, Storage, demangle
 from dvc_modelver.formats.torch_dtypes import RESEMBLING
-from dvc_modelver.formats.torch_tensors import Absent, Parsed, Several, TensorParser, View, find_numpy_scalar
+from dvc_modelver.formats.torch_tensors import (
+    Absent,
+    Parsed,
+    Several,
+    TensorParser,
+    View,
+    find_numpy_scalar,
+    find_subclass,
+    unwrap,
+)
 from dvc_modelver.tensors import find_role
 
-MAX_OBJECTS = 1_000_000
+MAX_OBJECTS = 250_000
+"""Tensors, scalars and containers; of a list of scalars each sixteenth; a long name counts as several."""
+
 MAX_NESTING = 100
 MAX_NAME_CHARS = 2_000
 
@@ -63,7 +75,7 @@ class Walk:
     def _visit(self, name: str, value: object) -> None:
         self._count(1)
         if isinstance(value, _SCALARS):
-            self._note(name, str(value) if isinstance(value, Global) else value)
+            self._note(name, _describe_scalar(value))
             return
         parsed = self._parser.parse(value)
         if parsed is not None:
@@ -100,13 +112,22 @@ class Walk:
     def _visit_sequence(self, name: str, members: list[object] | tuple[object, ...] | Iterable[object]) -> None:
         items = list(members)
         if all(isinstance(item, _SCALARS) for item in items):
-            self._count(len(items))
-            self._note(name, [str(item) if isinstance(item, Global | bytes | Span) else item for item in items])
+            self._count(len(items) // 16)
+            self._note(name, [_describe_scalar(item) for item in items])
             return
         for i, item in enumerate(items):
             self._visit(_join(name, str(i)), item)
 
     def _visit_object(self, name: str, made: Call) -> None:
+        inner, subclass = unwrap(made), find_subclass(made)
+        if inner is not made:
+            self._visit(name, inner)
+            return
+        if subclass is not None:
+            # A tensor whose values are other tensors', its attributes.
+            self._note(_join(name, "__class__"), subclass[1])
+            self._visit(name, subclass[2])
+            return
         number = find_numpy_scalar(made)
         if number is not None:
             self._note(name, number)
@@ -201,6 +222,7 @@ class Walk:
             name.encode()
         except UnicodeEncodeError:
             raise self._bad(f"the name {quote(name)} is not Unicode text, expected UTF-8") from None
+        self._count(len(name) // 100)
         if name not in taken:
             return name
         self._count(1)
@@ -209,6 +231,17 @@ class Walk:
             self._count(1)
             i += 1
         return f"{name}~{i}"
+
+
+def _describe_scalar(value: object) -> object:
+    match value:
+        case bytes():
+            return f"{len(value)} bytes, sha256:{hashlib.sha256(value).hexdigest()[:32]}"
+        case Span():
+            return f"{value.n_bytes} bytes"
+        case Global():
+            return str(value)
+    return value
 
 
 def _join(prefix: str, name: str) -> str:
@@ -234,4 +267,4 @@ def _class_of(made: Call) -> str:
     # `copyreg._reconstructor(cls, object, None)` is how protocols 0 and 1 say `cls`.
     if made.name == "copyreg._reconstructor" and made.args and isinstance(made.args[0], Global):
         return str(made.args[0])
-    return made.name or "?"
+    return demangle(made.name) or "?"

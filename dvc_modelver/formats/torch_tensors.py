@@ -144,7 +144,8 @@ class TensorParser:
                 return self._make_view(value, 0, (value.n_bytes // item_bytes,), (1,), value.dtype or "uint8")
             if not isinstance(value, Call):
                 return None
-            inner = _unwrap(value)
+            subclass = find_subclass(value)
+            inner = subclass[0] if subclass else unwrap(value)
             if inner is value:
                 break
             value = inner
@@ -319,8 +320,8 @@ def find_numpy_scalar(call: Call) -> int | float | bool | None:
     return None
 
 
-def _unwrap(call: Call) -> object:
-    """Give what a record merely passes on: the tensor of a parameter, the value of a type tag."""
+def unwrap(call: Call) -> object:
+    """Give what a record merely passes on: the tensor of a parameter, the value behind a type tag; else itself."""
     match call.name, call.args:
         case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (data, *_):
             return data
@@ -328,18 +329,22 @@ def _unwrap(call: Call) -> object:
             return data
         case "torch.nn.parameter.Parameter" | "torch.autograd.variable.Variable", (Call() as data, *_):
             return data
-        case "torch._tensor._rebuild_from_type_v2" | "torch._tensor._rebuild_from_type", (
-            function,
-            _,
-            tuple() as args,
-            *_,
-        ):
-            return Call(function, args, {})
-        case "torch.tensor._rebuild_from_type", (function, _, tuple() as args, *_):
-            return Call(function, args, {})
         case name, (value, *_) if name.startswith("torch.jit._pickle."):
             return value
     return call
+
+
+def find_subclass(call: Call) -> tuple[Call, str, object] | None:
+    """Give what would make a tensor of a subclass: the call for a plain one, the class, its attributes."""
+    match call.name, call.args:
+        case (
+            "torch._tensor._rebuild_from_type_v2"
+            | "torch._tensor._rebuild_from_type"
+            | "torch.tensor._rebuild_from_type",
+            (function, kind, tuple() as args, state),
+        ):
+            return Call(function, args, {}), str(kind) if isinstance(kind, Global) else quote(kind), state
+    return None
 
 
 def _dtype_of(value: object) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from dvc_modelver.diff.changes import Side
 from dvc_modelver.diff.compare import compare
@@ -68,6 +70,7 @@ def read_contents(
     hashes: Hashes | None = None,
     *,
     hash_with: Callable[[Path], Hashes] = hash_path,
+    beside: Folder | None = None,
     progress: Progress | None = None,
 ) -> Contents:
     """Hash and fingerprint a file, both at once where it was not hashed yet.
@@ -77,6 +80,7 @@ def read_contents(
         name: The model's path, for its suffix and for messages.
         hashes: The file's digests when they are known.
         hash_with: What gives them otherwise: reading the file, or storing it as well.
+        beside: Files that the model may keep values in; None for a version, which is what its md5 names alone.
         progress: Called with the number of bytes read since the last call.
 
     Raises:
@@ -95,7 +99,7 @@ def read_contents(
     if hashes is None:
         hashing.start()
     try:
-        partial = _read_tensors(file, name, progress)
+        partial = _read_tensors(file, name, beside, progress)
     finally:
         if hashes is None:
             hashing.join()
@@ -109,17 +113,22 @@ def read_contents(
 _NO_HASHES = Hashes("", "", 0)
 
 
-def _read_tensors(file: Path | Folder, name: str, progress: Progress | None) -> Contents:
+def _read_tensors(file: Path | Folder, name: str, beside: Folder | None, progress: Progress | None) -> Contents:
     try:
-        reader = open_reader(file, name) if isinstance(file, Path) else open_folder(file, name)
-        if reader is None:
-            return Contents(_NO_HASHES, OPAQUE, None, None)
-        with reader:
+        with ExitStack() as stack:
+            if isinstance(file, Path) and file.is_file():
+                stream = cast("BinaryIO", stack.enter_context(file.open("rb", buffering=0)))
+                reader = open_reader(stream, name, beside)
+            else:
+                reader = open_reader(file, name) if isinstance(file, Path) else open_folder(file, name)
+            if reader is None:
+                return Contents(_NO_HASHES, OPAQUE, None, None)
+            stack.enter_context(reader)
             return Contents(
                 _NO_HASHES, reader.format, reader.framework, describe_tensors(reader, "", progress=progress)
             )
     except BadModelError as err:
-        return Contents(_NO_HASHES, OPAQUE, None, None, str(err))
+        return Contents(_NO_HASHES, OPAQUE, None, None, f"{err} ({err.hint})" if err.hint else str(err))
 
 
 def describe(

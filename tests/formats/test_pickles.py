@@ -67,7 +67,7 @@ def test_every_kind_of_container_is_plain(protocol: int) -> None:
         b"",
         "\x80\u20ac\n\\",
         -(2**70),
-        {(1, "a"): 2, 3 + 4j: 5, 2**80: 6, frozenset([7]): 8},
+        {(1, "a"): 2, (): 0, 3 + 4j: 5, 2**80: 6, frozenset([7]): 8},
     ]
     found = root_of(pickle.dumps(value, protocol))
     assert found[:-1] == [{"a": 1}, {"b": 2}, {"x": 2, "y": 1}, b"ab\xff", b"", "\x80\u20ac\n\\", -(2**70)]
