@@ -92,7 +92,6 @@ class Machine:
         globals: What the pickle would import, in the order of first mention; right even after an error, up to there.
         called: Those of them that it would call.
         altered: Those of them whose own attributes it would set; nothing honest does that.
-        memory_left: What of `max_memory_bytes` was not needed.
     """
 
     def __init__(
@@ -123,6 +122,7 @@ class Machine:
 
     @property
     def memory_left(self) -> int:
+        """What of the memory that was allowed the objects did not need."""
         return max(self._left, 0)
 
     def load(self) -> object:

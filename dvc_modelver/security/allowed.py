@@ -81,6 +81,7 @@ _NUMPY = {
         "LongLongDType ObjectDType ShortDType StrDType StringDType TimeDelta64DType UByteDType UInt8DType UInt16DType "
         "UInt32DType UInt64DType UIntDType ULongDType ULongLongDType UShortDType VoidDType"
     ),
+    "numpy.ma": "MaskedArray",
     "numpy.ma.core": "MaskedArray _mareconstruct",
     "numpy.random.mtrand": "RandomState",
     "numpy.random": "RandomState",
@@ -99,6 +100,29 @@ _NUMPY = {
         _SPARSE,
     ),
 }
+
+_PANDAS = {
+    "pandas": (
+        "Categorical CategoricalDtype CategoricalIndex DataFrame DatetimeIndex Index Int64Dtype MultiIndex RangeIndex "
+        "Series StringDtype Timedelta Timestamp"
+    ),
+    "pandas.arrays": "BooleanArray DatetimeArray FloatingArray IntegerArray StringArray TimedeltaArray",
+    "pandas._libs.arrays": "__pyx_unpickle_NDArrayBacked",
+    "pandas._libs.internals": "_unpickle_block",
+    "pandas._libs.tslibs.timestamps": "_unpickle_timestamp",
+    "pandas.core.arrays.categorical": "Categorical",
+    "pandas.core.arrays.string_": "StringArray StringDtype",
+    "pandas.core.dtypes.dtypes": "CategoricalDtype",
+    "pandas.core.frame": "DataFrame",
+    "pandas.core.indexes.base": "Index _new_Index",
+    "pandas.core.indexes.multi": "MultiIndex",
+    "pandas.core.indexes.numeric": "Float64Index Int64Index UInt64Index",
+    "pandas.core.indexes.range": "RangeIndex",
+    "pandas.core.internals.blocks": "new_block",
+    "pandas.core.internals.managers": "BlockManager SingleBlockManager",
+    "pandas.core.series": "Series",
+}
+"""Tables that pipelines and encoders keep."""
 
 _TORCH = {
     "torch": f"{_STORAGES} {_TENSORS} QInt32Storage QInt8Storage QUInt2x4Storage QUInt4x2Storage QUInt8Storage "
@@ -261,6 +285,30 @@ _ESTIMATORS = {
     "sklearn.metrics._dist_metrics": " ".join(
         f"{name}{bits} newObj" for name in ("DistanceMetric", *_DISTANCES.split()) for bits in ("", "32", "64")
     ),
+    "sklearn.metrics._classification": (
+        "accuracy_score balanced_accuracy_score brier_score_loss cohen_kappa_score f1_score fbeta_score hamming_loss "
+        "hinge_loss jaccard_score log_loss matthews_corrcoef precision_score recall_score zero_one_loss"
+    ),
+    "sklearn.metrics._ranking": (
+        "average_precision_score coverage_error dcg_score ndcg_score roc_auc_score top_k_accuracy_score"
+    ),
+    "sklearn.metrics._regression": (
+        "d2_absolute_error_score d2_pinball_score d2_tweedie_score explained_variance_score max_error "
+        "mean_absolute_error mean_absolute_percentage_error mean_gamma_deviance mean_pinball_loss "
+        "mean_poisson_deviance mean_squared_error mean_squared_log_error mean_tweedie_deviance median_absolute_error "
+        "r2_score root_mean_squared_error root_mean_squared_log_error"
+    ),
+    "sklearn.metrics._scorer": (
+        "_MultimetricScorer _PassthroughScorer _PredictScorer _ProbaScorer _Scorer _ThresholdScorer"
+    ),
+    "sklearn.metrics.cluster._supervised": (
+        "adjusted_mutual_info_score adjusted_rand_score completeness_score fowlkes_mallows_score homogeneity_score "
+        "mutual_info_score normalized_mutual_info_score rand_score v_measure_score"
+    ),
+    "sklearn.metrics.pairwise": (
+        "additive_chi2_kernel chi2_kernel cosine_similarity euclidean_distances laplacian_kernel linear_kernel "
+        "manhattan_distances polynomial_kernel rbf_kernel sigmoid_kernel"
+    ),
     "sklearn.mixture._bayesian_mixture": "BayesianGaussianMixture",
     "sklearn.mixture._gaussian_mixture": "GaussianMixture",
     "sklearn.model_selection._classification_threshold": "FixedThresholdClassifier TunedThresholdClassifierCV",
@@ -327,7 +375,7 @@ def _split(table: Mapping[str, str]) -> dict[str, frozenset[str]]:
     return {module: frozenset(names.split()) for module, names in table.items()}
 
 
-ALLOWED: Mapping[str, frozenset[str]] = _split(_PYTHON | _NUMPY | _TORCH | _ESTIMATORS)
+ALLOWED: Mapping[str, frozenset[str]] = _split(_PYTHON | _NUMPY | _PANDAS | _TORCH | _ESTIMATORS)
 """The names of each module."""
 
 

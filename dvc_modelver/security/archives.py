@@ -54,12 +54,18 @@ def iter_zip(part: Part, findings: Findings, budget: Budget) -> Iterator[Part]:
     """Give the members of a zip archive; note those that would be unpacked elsewhere, and what is odd about it.
 
     Args:
-        part: The archive; its length is known.
+        part: The archive; its length is known. Where something else comes first, it is what Python makes of its end.
         findings: Take what is odd.
         budget: Pays for members that are compressed.
     """
     file = part.open()
-    entries = _list_entries(file, part, findings)
+    if part.read(2) == b"PK":
+        entries = _list_entries(file, part, findings)
+    else:
+        try:
+            entries = [_entry_of(info) for info in _list_as_python(file)]
+        except BadModelError:
+            return
     if len(entries) > MAX_MEMBERS:
         _damage(part, findings, f"has {len(entries)} members, expected at most {MAX_MEMBERS}")
     for entry in entries[:MAX_MEMBERS]:
@@ -125,41 +131,44 @@ class _Capped(io.RawIOBase):
 def _list_entries(file: BinaryIO, part: Part, findings: Findings) -> list[_Entry]:
     entries: dict[tuple[str, int], _Entry] = {}
     try:
-        for info in _list_as_python(file):
-            mode = info.external_attr >> 16
-            entry = _Entry(
-                info.orig_filename,
-                info.compress_type,
-                info.compress_size,
-                info.file_size,
-                info.header_offset,
-                stat.S_ISLNK(mode),
-                bool(info.flag_bits & 1),
-            )
-            entries[entry.name, entry.start] = entry
+        entries = {(entry.name, entry.start): entry for entry in map(_entry_of, _list_as_python(file))}
     except BadModelError as err:
         _damage(part, findings, str(err))
-    starts = {start for _, start in entries}
     try:
-        members = read_directory(file, part.name)
+        members = read_directory(file, part.name).values()
     except BadModelError as err:
         _damage(part, findings, str(err))
         return list(entries.values())
-    if entries and starts != {member.start for member in members.values()}:
-        reason = "programs find different members in it"
-        findings.add(part.member, part.name, "path", Verdict.DANGEROUS, reason)
-    for member in members.values():
+    starts = {start for _, start in entries}
+    if entries and starts != {member.start for member in members}:
+        findings.add(part.member, "", "path", Verdict.DANGEROUS, "programs find different members in this archive")
+    for member in members:
         if member.start not in starts:
             found = _Entry(member.name, member.method, member.n_stored_bytes, member.n_bytes, member.start)
             entries[found.name, found.start] = found
     return list(entries.values())
 
 
+def _entry_of(info: zipfile.ZipInfo) -> _Entry:
+    is_link = stat.S_ISLNK(info.external_attr >> 16)
+    is_encrypted = bool(info.flag_bits & 1)
+    name, sizes = info.orig_filename, (info.compress_size, info.file_size)
+    return _Entry(name, info.compress_type, *sizes, info.header_offset, is_link, is_encrypted)
+
+
 def _list_as_python(file: BinaryIO) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(cast("IO[bytes]", _Capped(file))) as archive:
             return archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, LookupError, OverflowError, struct.error) as err:
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        OSError,
+        NotImplementedError,
+        LookupError,
+        OverflowError,
+        struct.error,
+    ) as err:
         raise BadModelError(f"no directory of a zip archive ({quote(str(err))}), expected one") from err
 
 
@@ -247,5 +256,3 @@ def _read_long_name(data: bytes, kind: bytes) -> str:
         if key.endswith(b" path"):
             return value.decode("utf-8", "backslashreplace")
     return ""
-
-

@@ -21,14 +21,19 @@ from dvc_modelver.security.verdicts import Findings, Verdict
 MAX_JSON_BYTES = 8 << 20
 MAX_VISITED = 1_000_000
 
-_KERAS = re.compile(r"(?:tensorflow\.python\.keras|tensorflow\.keras|tf_keras|keras)(?:\.src|\.api|\._tf_keras\.keras)?")
-_KERAS_PACKAGES = frozenset(
-    "activations applications constraints dtype_policies engine feature_column initializers layers losses metrics "
-    "mixed_precision models optimizer_v2 optimizers premade_models quantizers random regularizers backend".split()
+_KERAS = re.compile(
+    r"(?:tensorflow\.python\.keras|tensorflow\.keras|tf_keras|keras)(?:\.src|\.api|\._tf_keras\.keras)?"
 )
+_KERAS_PACKAGES = frozenset(
+    {"activations", "applications", "backend", "constraints", "dtype_policies", "engine", "feature_column",
+     "initializers", "layers", "losses", "metrics", "mixed_precision", "models", "optimizer_v2", "optimizers",
+     "premade_models", "quantizers", "random", "regularizers"}
+)  # fmt: skip
 """Where Keras keeps classes that compute; `utils` and `saving`, which fetch and load files, are not among them."""
 
-_PLAIN = frozenset({"__tuple__", "__numpy__", "__tensor__", "__keras_tensor__", "__bytes__", "__ellipsis__", "__slice__"})
+_PLAIN = frozenset(
+    {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__", "__tuple__"}
+)
 _OPERATIONS = re.compile(r"(?:math|nn|linalg|image|keras|__operators__|strings|sparse|signal|random)\..*|[a-z_0-9]+")
 _TRICKS = re.compile(r"__\w+__|\|\s*attr\b|\b(?:cycler|joiner|lipsum)\b|\{%-?\s*(?:extends|from|import|include)\b")
 _YAML_TAG = re.compile(rb"!!?python/[a-z/]+:?[\w.]*|tag:yaml\.org,2002:python/[a-z/]+:?[\w.]*")
@@ -52,30 +57,37 @@ def scan_json(data: bytes, member: str, findings: Findings) -> bool:
 
 def scan_config(document: object, member: str, findings: Findings) -> None:
     """Note the code that a parsed configuration names."""
-    todo = [document]
+    todo: list[tuple[object, str]] = [(document, member)]
     for _ in range(MAX_VISITED):
         if not todo:
             return
-        item = todo.pop()
-        if isinstance(item, list):
-            todo.extend(value for value in item if isinstance(value, dict | list))
-        elif isinstance(item, dict):
-            todo.extend(value for key, value in item.items() if isinstance(value, dict | list) and key != "chat_template")
-            _scan_object(item, member, findings)
+        item, where = todo.pop()
+        if isinstance(item, dict):
+            where = _label(item, member) or where
+            _scan_object(item, where, findings)
+        values = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        todo.extend((value, where) for value in values if isinstance(value, dict | list))
     findings.add(member, "", "damage", Verdict.UNKNOWN, f"over {MAX_VISITED} values, expected a configuration")
 
 
-def _scan_object(item: dict[str, Any], member: str, findings: Findings) -> None:
+def _label(item: dict[str, Any], member: str) -> str:
+    """Give where an object of a configuration is found: the layer's name; empty where it has none."""
+    config = item.get("config")
+    name = config.get("name") if isinstance(config, dict) and "class_name" in item else None
+    return (f"{member}: {name}" if member else name) if isinstance(name, str) else ""
+
+
+def _scan_object(item: dict[str, Any], where: str, findings: Findings) -> None:
     if "class_name" in item and not {"config", "module", "registered_name", "spec_name"}.isdisjoint(item):
-        _scan_keras(item, member, findings)
+        _scan_keras(item, where, findings)
     if isinstance(item.get("auto_map"), Mapping):
         for kind, target in item["auto_map"].items():
             why = f"its own Python code for {quote(kind)}, which trust_remote_code runs"
             for name in target if isinstance(target, list) else [target]:
                 if name is not None:
-                    findings.add(member, str(name), "code", Verdict.UNKNOWN, why)
+                    findings.add(where, str(name), "code", Verdict.UNKNOWN, why)
     for template in _iter_templates(item.get("chat_template")):
-        scan_template(template, member, findings)
+        scan_template(template, where, findings)
 
 
 def _iter_templates(value: object) -> Iterator[str]:
@@ -109,13 +121,12 @@ def scan_yaml(data: bytes, member: str, findings: Findings) -> None:
 # Keras
 
 
-def _scan_keras(item: dict[str, Any], member: str, findings: Findings) -> None:
+def _scan_keras(item: dict[str, Any], where: str, findings: Findings) -> None:
     config = item.get("config")
     inner = config if isinstance(config, Mapping) else {}
-    where = f"{member}: {inner['name']}" if isinstance(inner.get("name"), str) else member
     kind, module = str(item["class_name"]), str(item.get("module") or "")
     if kind == "__lambda__":
-        _note_code(where, "__lambda__", findings)
+        _note_code(where, findings)
     elif kind == "Lambda":
         _scan_lambda(inner, where, findings)
     elif kind == "function":
@@ -134,17 +145,17 @@ def _scan_keras(item: dict[str, Any], member: str, findings: Findings) -> None:
 
 def _scan_lambda(config: Mapping[str, Any], where: str, findings: Findings) -> None:
     for key in ("function", "output_shape", "mask"):
-        function, kind = config.get(key), config.get(f"{key}_type")
-        if isinstance(function, list) and function and isinstance(function[0], str):
-            _note_code(where, "keras.layers.Lambda", findings)
-        elif isinstance(function, str) and kind == "lambda":
-            _note_code(where, "keras.layers.Lambda", findings)
-        elif isinstance(function, str) and (key == "function" or kind == "function"):
-            _judge(str(config.get("module" if key == "function" else f"{key}_module") or ""), function, where, findings)
+        value, kind = config.get(key), config.get(f"{key}_type")
+        if kind == "lambda" or (isinstance(value, list) and value and isinstance(value[0], str)):
+            _note_code(where, findings)
+        elif isinstance(value, str) and (kind == "function" or key == "function"):
+            module = config.get("module" if key == "function" else f"{key}_module")
+            _judge(str(module or "__main__"), value, where, findings)
 
 
-def _note_code(where: str, name: str, findings: Findings) -> None:
-    findings.add(where, name, "layer", Verdict.DANGEROUS, "compiled Python code, run when the model is loaded or used")
+def _note_code(where: str, findings: Findings) -> None:
+    why = "compiled Python code, run when the model is loaded or used"
+    findings.add(where, "keras.layers.Lambda", "layer", Verdict.DANGEROUS, why)
 
 
 def _judge(module: str, name: str, where: str, findings: Findings, registered: str = "") -> None:

@@ -1,7 +1,7 @@
-"""Names that no model needs and that hand the machine over: what runs code or programs, looks names up, loads another
-pickle, writes files or talks to the network.
+"""Names that no model needs, and that hand over the machine.
 
-A module stands for everything in it and below it. What `allowed` lists by its exact name is asked first, so that
+They run code or programs, look other names up, load another pickle, read or write files, or talk to the network. A
+module stands for everything in it and below it. What `allowed` lists by its exact name is asked first, so that
 ``io.BytesIO`` is fine where all else of ``io`` is not.
 
 Sources: the library reference of Python 3.13; the advisories of fickling, modelscan and picklescan up to 2026 for
@@ -26,8 +26,9 @@ _MODULES_BY_REASON = {
         "concurrent.interpreters dill distutils doctest idlelib ipykernel jinja2 lib2to3 mako numba numexpr "
         "numpy.distutils numpy.f2py numpy.testing pdb profile py_compile pytest _pytest rlcompleter setuptools "
         "sympy.core.sympify sympy.parsing test.support timeit trace turtledemo unittest venv torch._dynamo "
-        "torch._inductor torch._lazy torch.fx torch.jit.unsupported_tensor_ops torch.testing torch.utils._config_module "
-        "torch.utils.bottleneck torch.utils.collect_env torch.utils.cpp_extension torch.utils.data.datapipes"
+        "torch._inductor torch._lazy torch.fx torch.jit.unsupported_tensor_ops torch.testing "
+        "torch.utils._config_module torch.utils.bottleneck torch.utils.collect_env torch.utils.cpp_extension "
+        "torch.utils.data.datapipes"
     ),
     _RUNS_PROGRAMS: (
         "_aix_support _osx_support _posixsubprocess _winapi antigravity asyncio commands ensurepip fabric git invoke "
@@ -116,9 +117,10 @@ _NAMES: Mapping[tuple[str, str], str] = {
     for name in names.split()
 }
 _INNER = frozenset(
-    "__bases__ __builtins__ __class__ __closure__ __code__ __dict__ __func__ __getattribute__ __globals__ __init__ "
-    "__loader__ __mro__ __reduce__ __reduce_ex__ __self__ __spec__ __subclasses__ __wrapped__".split()
-)
+    {"__bases__", "__builtins__", "__class__", "__closure__", "__code__", "__dict__", "__func__", "__getattribute__",
+     "__globals__", "__init__", "__loader__", "__mro__", "__reduce__", "__reduce_ex__", "__self__", "__spec__",
+     "__subclasses__", "__wrapped__"}
+)  # fmt: skip
 
 
 def find_danger(module: str, name: str) -> str | None:

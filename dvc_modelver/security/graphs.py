@@ -158,5 +158,3 @@ def _length(source: Source, most: int) -> int:
 
 def _uint(data: bytes) -> int:
     return int.from_bytes(data, "little")
-
-

@@ -8,6 +8,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
 
 from dvc_modelver.errors import BadModelError
@@ -114,11 +115,15 @@ class _Inflate:
         return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
+Decompress = Callable[[], _Decompressor]
+"""Makes what unpacks a stream from its start."""
+
+
 def _make_lzma(form: int) -> _Decompressor:
     return lzma.LZMADecompressor(form, memlimit=MAX_LZMA_BYTES)
 
 
-COMPRESSIONS: dict[bytes, Callable[[], _Decompressor]] = {
+COMPRESSIONS: dict[bytes, Decompress] = {
     b"\x1f\x8b": lambda: _Inflate(31),
     b"\x78\x01": lambda: _Inflate(15),
     b"\x78\x5e": lambda: _Inflate(15),
@@ -130,10 +135,10 @@ COMPRESSIONS: dict[bytes, Callable[[], _Decompressor]] = {
 }
 """How files begin that joblib and others have compressed, and what unpacks them."""
 
-ZIP_METHODS: dict[int, Callable[[], _Decompressor]] = {8: lambda: _Inflate(-15), 12: bz2.BZ2Decompressor}
+ZIP_METHODS: dict[int, Decompress] = {8: lambda: _Inflate(-15), 12: bz2.BZ2Decompressor}
 
 
-def find_compression(start: bytes) -> Callable[[], _Decompressor] | None:
+def find_compression(start: bytes) -> Decompress | None:
     """Give what unpacks a file that begins so; None for one that is not compressed."""
     return next((make for magic, make in COMPRESSIONS.items() if start.startswith(magic)), None)
 
@@ -148,7 +153,7 @@ class Unpacked(io.RawIOBase):
         name: How errors call it.
     """
 
-    def __init__(self, file: BinaryIO, make: Callable[[], _Decompressor], budget: Budget, name: str) -> None:
+    def __init__(self, file: BinaryIO, make: Decompress, budget: Budget, name: str) -> None:
         super().__init__()
         self._file, self._make, self._budget, self._name = file, make, budget, name
         self._inner = make()
@@ -208,6 +213,11 @@ class Part:
     open: Callable[[], BinaryIO]
     n_bytes: int | None
     depth: int = 0
+
+    @property
+    def suffix(self) -> str:
+        """Its suffix, in small letters, with the dot."""
+        return PurePosixPath(self.name).suffix.lower()
 
     def source(self) -> Source:
         """Give its bytes for pickles."""

@@ -13,10 +13,10 @@ from typing import Any
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import count_elements, quote
-from dvc_modelver.formats.pickles import Call, Global, Machine, Source, Span
+from dvc_modelver.formats.pickles import Call, Global, Machine, Persistent, Source, Span
 from dvc_modelver.formats.torch_container import LEGACY_MAGIC
 from dvc_modelver.security.parts import Budget, Part, bytes_part, window_part
-from dvc_modelver.security.verdicts import Findings, Verdict, judge_import
+from dvc_modelver.security.verdicts import COMPUTED, Findings, Verdict, judge_import
 
 MAX_PICKLES = 10_000
 MAX_INLINE_BYTES = 1 << 16
@@ -27,6 +27,7 @@ LEGACY_PICKLES = 5
 LOADERS = frozenset({"torch.storage._load_from_bytes"})
 """Allowed functions that load the bytes they are given; the scan goes on in those."""
 
+_FILES = frozenset({"_io.BytesIO", "io.BytesIO"})
 _WRAPPERS = frozenset(
     {"joblib.numpy_pickle.NumpyArrayWrapper", "sklearn.externals.joblib.numpy_pickle.NumpyArrayWrapper"}
 )
@@ -73,7 +74,11 @@ class PickleScan:
         """
         left = self._budget.memory if is_likely else self._budget.guesses
         machine = Machine(
-            self._part.source(), on_call=self._on_call, max_inline_bytes=MAX_INLINE_BYTES, max_memory_bytes=left
+            self._part.source(),
+            find_persistent=_find_persistent,
+            on_call=self._on_call,
+            max_inline_bytes=MAX_INLINE_BYTES,
+            max_memory_bytes=left,
         )
         try:
             machine.load()
@@ -84,7 +89,7 @@ class PickleScan:
             self._budget.memory = machine.memory_left
         else:
             self._budget.guesses = machine.memory_left
-        if is_whole or machine.altered or any(judge_import(g)[0] is Verdict.DANGEROUS for g in machine.globals):
+        if is_whole or any(_is_named_danger(found) for found in machine.globals):
             self._judge(machine)
             self._follow_inner()
 
@@ -107,6 +112,7 @@ class PickleScan:
         allowance = self._budget.memory - sum(given - machine.memory_left for machine, given in self._running)
         machine = Machine(
             source,
+            find_persistent=_find_persistent,
             on_call=self._on_call,
             on_build=None if is_array else lambda call: self._on_build(call, source),
             max_inline_bytes=MAX_INLINE_BYTES,
@@ -137,12 +143,15 @@ class PickleScan:
     def _on_call(self, function: object, args: tuple[Any, ...]) -> None:
         is_loader = isinstance(function, Global) and str(function) in LOADERS
         if not isinstance(function, Global):
-            self._remarks["<computed>", "calls what another call gives"] = None
+            self._remarks[COMPUTED, "calls what another call gives"] = None
         if is_loader and not all(isinstance(arg, bytes | Span) for arg in args):
             self._remarks[str(function), "loads bytes that are not in the file"] = None
         for arg in args[:4]:
-            if isinstance(arg, Span) or (isinstance(arg, bytes) and (is_loader or arg.startswith(_STARTS))):
-                self._inner.append((arg, is_loader))
+            self._keep(arg, is_loader)
+
+    def _keep(self, data: object, is_loader: bool) -> None:
+        if isinstance(data, Span) or (isinstance(data, bytes) and (is_loader or data.startswith(_STARTS))):
+            self._inner.append((data, is_loader))
 
     def _follow_inner(self) -> None:
         inner, self._inner = self._inner, []
@@ -164,6 +173,9 @@ class PickleScan:
     # Arrays of joblib
 
     def _on_build(self, call: Call, source: Source) -> object:
+        if call.name in _FILES:
+            for state in call.states:
+                self._keep(state[0] if isinstance(state, tuple) and state else None, False)
         if call.name not in _WRAPPERS:
             return call
         self._skipped = True
@@ -174,6 +186,18 @@ class PickleScan:
             source.skip(source.read_byte())
         source.skip(n_bytes)
         return call
+
+
+def _find_persistent(pid: object) -> object:
+    match pid:
+        case ("module", Global() as kind, *_):  # PyTorch's old stream: a class, with its source for a warning
+            return kind
+    return Persistent(pid)
+
+
+def _is_named_danger(found: Global) -> bool:
+    # Random bytes compute names, too; they do not spell those of dangerous functions.
+    return found.module != COMPUTED and judge_import(found)[0] is Verdict.DANGEROUS
 
 
 def _measure_array(wrapper: Call) -> int | None:

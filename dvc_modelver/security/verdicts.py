@@ -17,6 +17,13 @@ MAX_FINDINGS = 500
 MAX_NAME_CHARS = 200
 
 
+ALLOWED_BY_OWNERS = "allowed in .modelver.toml"
+"""The reason for what only the owners of the repository take for safe."""
+
+COMPUTED = "<computed>"
+"""The module of a name that a pickle makes while it runs."""
+
+
 class Verdict(StrEnum):
     """How far something can be trusted.
 
@@ -75,8 +82,10 @@ def judge_import(found: Global) -> tuple[Verdict, str]:
     """Give the verdict on a name that a pickle imports, and the reason."""
     if is_allowed(found.module, found.name):
         return Verdict.SAFE, "known to do no harm"
-    if found.module == "<computed>":
+    if found.module == COMPUTED:
         return Verdict.DANGEROUS, "hides which function it imports"
+    if found.module == "copyreg" and found.name.startswith("extension "):
+        return Verdict.UNKNOWN, "a number that stands for a function, which the file does not name"
     danger = find_danger(found.module, found.name)
     return (Verdict.UNKNOWN, "in no table") if danger is None else (Verdict.DANGEROUS, danger)
 
@@ -96,7 +105,7 @@ class Findings:
     def add(self, member: str, name: str, kind: str, verdict: Verdict, reason: str) -> None:
         """Note a finding; a name that the owners allow is safe."""
         if name in self._allow and verdict is not Verdict.SAFE:
-            verdict, reason = Verdict.SAFE, "allowed in .modelver.toml"
+            verdict, reason = Verdict.SAFE, ALLOWED_BY_OWNERS
         name, member = (printable(text)[:MAX_NAME_CHARS] for text in (name, member))
         key = (member, name, kind)
         known = self._found.get(key)
