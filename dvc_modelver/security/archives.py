@@ -24,7 +24,7 @@ from dvc_modelver.formats.zip_directory import STORED, read_directory
 from dvc_modelver.security.parts import ZIP_METHODS, Budget, Part, Unpacked, window_part
 from dvc_modelver.security.verdicts import Findings, Verdict
 
-MAX_MEMBERS = 100_000
+MAX_MEMBERS = 50_000
 MAX_DIRECTORY_BYTES = 8 << 20
 
 _LOCAL_BYTES = 30

@@ -18,6 +18,8 @@ _MAX_HEADER_BYTES = 1 << 16
 _MAX_PARTS = 10_000
 _NUMBERS = re.compile(r"[<>|=]?[?a-zA-NP-Z]\d*(?:\[\w+\])?")
 """Types as `numpy.save` writes them, but for ``O``."""
+_LONG = re.compile(r"(\d)L\b")
+"""Numbers as Python 2 wrote them."""
 
 
 def is_npy(start: bytes) -> bool:
@@ -44,26 +46,26 @@ def iter_npy(part: Part, head: bytes) -> Iterator[tuple[Part, bool]]:
         return
     start = begin + n_header
     if part.n_bytes is not None:
-        yield (
-            window_part(part.open(), part.member, part.name, start, part.n_bytes - start, part.depth + 1),
-            bool(is_pickled),
-        )
-        return
+        n_bytes = part.n_bytes - start
+        yield window_part(part.open(), part.member, part.name, start, n_bytes, part.depth + 1), bool(is_pickled)
+    else:
+        yield Part(part.member, part.name, lambda: _open_behind(part, start), None, part.depth + 1), bool(is_pickled)
+    if is_pickled is None:
+        raise BadModelError(f"{part.name}: found the header {quote(header[:100])}, expected that of an array")
 
-    def open_behind() -> object:
-        file = part.open()
-        left = start
-        while left and (piece := file.read(left)):
-            left -= len(piece)
-        return file
 
-    yield Part(part.member, part.name, open_behind, None, part.depth + 1), bool(is_pickled)  # type: ignore[arg-type]
+def _open_behind(part: Part, start: int) -> BinaryIO:
+    file, left = part.open(), start
+    while left and (piece := file.read(left)):
+        left -= len(piece)
+    return file
 
 
 def _has_objects(header: bytes) -> bool | None:
     """Tell whether an array holds objects; None where the header is none that is understood."""
     try:
-        todo = [ast.literal_eval(header.decode("latin-1").strip())["descr"]]
+        text = _LONG.sub(r"\1", header.decode("latin-1").strip())
+        todo = [ast.literal_eval(text)["descr"]]
     except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
         return None
     for _ in range(_MAX_PARTS):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import posixpath
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
 
 from dvc_modelver.errors import BadModelError
@@ -217,7 +217,7 @@ class Part:
     @property
     def suffix(self) -> str:
         """Its suffix, in small letters, with the dot."""
-        return PurePosixPath(self.name).suffix.lower()
+        return posixpath.splitext(self.name)[1].lower()
 
     def source(self) -> Source:
         """Give its bytes for pickles."""

@@ -21,6 +21,9 @@ from dvc_modelver.security.verdicts import COMPUTED, Findings, Verdict, judge_im
 MAX_PICKLES = 10_000
 MAX_INLINE_BYTES = 1 << 16
 MAX_INNER = 1_000
+GUESS_BYTES = 1 << 13
+"""What a guess costs at least: archives may have as many members as they like."""
+
 LEGACY_PICKLES = 5
 """Magic number, protocol, machine, the object, keys of the storages: then PyTorch's old stream has raw bytes."""
 
@@ -72,7 +75,7 @@ class PickleScan:
         Args:
             is_likely: It begins like one, so that the search may take longer.
         """
-        left = self._budget.memory if is_likely else self._budget.guesses
+        left = (self._budget.memory if is_likely else self._budget.guesses) - GUESS_BYTES
         machine = Machine(
             self._part.source(),
             find_persistent=_find_persistent,

@@ -158,6 +158,8 @@ class _FileScan:
 
     def _scan_data(self, part: Part, head: bytes) -> bool:
         """Scan formats that are data by design; False for none of them."""
+        if part.depth and not part.suffix:
+            return True  # the values of a tensor, in archives of PyTorch
         name = PurePosixPath(part.name).name
         if not head or head.startswith(_PLAIN_DATA) or _TENSORFLOW_VALUES.fullmatch(name):
             return True

@@ -106,12 +106,14 @@ class Findings:
         """Note a finding; a name that the owners allow is safe."""
         if name in self._allow and verdict is not Verdict.SAFE:
             verdict, reason = Verdict.SAFE, ALLOWED_BY_OWNERS
+        if self._n_found[verdict] >= MAX_FINDINGS:
+            return
         name, member = (printable(text)[:MAX_NAME_CHARS] for text in (name, member))
         key = (member, name, kind)
         known = self._found.get(key)
         if known is not None:
             self._found[key] = replace(known, verdict=worst((known.verdict, verdict)))
-        elif self._n_found[verdict] < MAX_FINDINGS:
+        else:
             self._found[key] = Finding(member, name, kind, verdict, printable(reason)[:MAX_NAME_CHARS])
             self._n_found[verdict] += 1
 

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 from dvc_modelver.errors import EnvironmentFailed, RefusedError, word
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.folders import is_folder_oid
+from dvc_modelver.worktree.describe import find_version
 
 if TYPE_CHECKING:
     from dvc_modelver.security.verdicts import Scanned
 
 
 def check_safe(repo: Repository, path: str, md5: str) -> None:
-    """Scan a new object, of which its pickles and headers are read and no more; see ``security.refuse``.
+    """Scan an object, of which pickles and headers are read and no more; see ``security.refuse``.
 
-    An object that is not in the cache was not made here; whoever made it had it scanned.
+    A version that HEAD's history has is no news, and an object that is not in the cache was not made here.
 
     Args:
         repo: The repository.
@@ -33,6 +34,8 @@ def check_safe(repo: Repository, path: str, md5: str) -> None:
     for scanned in _iter_scanned(repo, path, md5, frozenset(repo.settings.allow)):
         if scanned.verdict not in refused:
             continue
+        if find_version(repo, path, md5) is not None:
+            return
         worst = scanned.findings[0]
         what = f"{worst.name} ({worst.reason})" if worst.name else worst.reason
         raise RefusedError(

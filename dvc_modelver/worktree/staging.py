@@ -312,8 +312,7 @@ class Stager:
         paths = {find_model_path(change.path) for change in self.repo.git.staged_changes() if change.status != "D"}
         for path in sorted(path for path in paths if path is not None):
             metadata = self.repo.metadata(view, path)
-            committed = self.repo.metadata(self.repo.at("HEAD"), path) if self.repo.head is not None else None
-            if metadata is not None and (committed is None or committed.md5 != metadata.md5):
+            if metadata is not None:
                 check_safe(self.repo, path, metadata.md5)
 
     def _settle(self) -> None:
