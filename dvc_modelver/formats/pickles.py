@@ -86,7 +86,7 @@ class Machine:
             step over bytes of `source` (joblib puts raw arrays there).
         max_inline_bytes: Longer byte strings become a `Span`; None keeps all in memory, within the limits.
         on_call: Shown the function and the arguments of each call, also of those that give a plain value.
-        max_memory_bytes: What the objects may take together.
+        max_memory_bytes: What the objects may take together; `MAX_MEMORY_BYTES` by default.
 
     Attributes:
         globals: What the pickle would import, in the order of first mention; right even after an error, up to there.
@@ -102,7 +102,7 @@ class Machine:
         on_build: Callable[[Call], object] | None = None,
         max_inline_bytes: int | None = None,
         on_call: Callable[[object, tuple[Any, ...]], object] | None = None,
-        max_memory_bytes: int = MAX_MEMORY_BYTES,
+        max_memory_bytes: int | None = None,
     ) -> None:
         self.globals: dict[Global, None] = {}
         self.called: dict[Global, None] = {}
@@ -111,8 +111,8 @@ class Machine:
         self._find_persistent = find_persistent
         self._on_build = on_build
         self._on_call = on_call
-        self._max_memory_bytes = max_memory_bytes
-        self._left = max_memory_bytes
+        self._max_memory_bytes = MAX_MEMORY_BYTES if max_memory_bytes is None else max_memory_bytes
+        self._left = self._max_memory_bytes
         self._literals = Literals(source, self._charge, self._bad, max_inline_bytes)
         self._n_odd_keys = 0
         self._stack: list[Any] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import quote
