@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from dvc_modelver.formats.base import quote
@@ -24,12 +24,17 @@ MAX_VISITED = 1_000_000
 _KERAS = re.compile(
     r"(?:tensorflow\.python\.keras|tensorflow\.keras|tf_keras|keras)(?:\.src|\.api|\._tf_keras\.keras)?"
 )
-_KERAS_PACKAGES = frozenset(
-    {"activations", "applications", "backend", "constraints", "dtype_policies", "engine", "feature_column",
-     "initializers", "layers", "losses", "metrics", "mixed_precision", "models", "optimizer_v2", "optimizers",
-     "premade_models", "quantizers", "random", "regularizers"}
+_KERAS_CLASSES = frozenset(
+    {"activations", "backend", "constraints", "dtype_policies", "engine", "feature_column", "initializers", "layers",
+     "losses", "metrics", "mixed_precision", "models", "ops", "optimizer_v2", "optimizers", "premade_models",
+     "quantizers", "random", "regularizers"}
 )  # fmt: skip
-"""Where Keras keeps classes that compute; `utils` and `saving`, which fetch and load files, are not among them."""
+"""Where Keras keeps classes that compute; `utils`, `saving` and `applications`, which fetch and load files, are not
+among them."""
+
+_KERAS_FUNCTIONS = frozenset({"activations", "constraints", "initializers", "losses", "metrics", "ops", "regularizers"})
+_LOADING_LAYERS = frozenset({"TFSMLayer", "TorchModuleWrapper"})
+"""Layers of Keras whose configuration is a file to load, or a pickle."""
 
 _PLAIN = frozenset(
     {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__", "__tuple__"}
@@ -129,9 +134,11 @@ def _scan_keras(item: dict[str, Any], where: str, findings: Findings) -> None:
         _note_code(where, findings)
     elif kind == "Lambda":
         _scan_lambda(inner, where, findings)
+    elif kind in _LOADING_LAYERS:
+        findings.add(where, kind, "layer", Verdict.DANGEROUS, "loads another model, or a pickle")
     elif kind == "function":
         name = config if isinstance(config, str) else str(inner.get("name") or item.get("registered_name") or "")
-        _judge(module, name, where, findings)
+        _judge(module, name, where, findings, packages=_KERAS_FUNCTIONS)
     elif kind == "__typespec__":
         _judge(module, str(item.get("spec_name")), where, findings)
     elif kind.endswith("OpLambda"):
@@ -139,8 +146,9 @@ def _scan_keras(item: dict[str, Any], where: str, findings: Findings) -> None:
         if not _OPERATIONS.fullmatch(operation):
             findings.add(where, operation, "layer", Verdict.UNKNOWN, "an operation of TensorFlow's that is in no table")
     elif kind not in _PLAIN:
-        registered = item.get("registered_name")
-        _judge(module, kind, where, findings, registered if isinstance(registered, str) else "")
+        if isinstance(inner.get("vocabulary"), str):
+            findings.add(where, inner["vocabulary"], "layer", Verdict.UNKNOWN, "a file that is read when it is loaded")
+        _judge(module, kind, where, findings, registered=str(item.get("registered_name") or ""))
 
 
 def _scan_lambda(config: Mapping[str, Any], where: str, findings: Findings) -> None:
@@ -158,7 +166,15 @@ def _note_code(where: str, findings: Findings) -> None:
     findings.add(where, "keras.layers.Lambda", "layer", Verdict.DANGEROUS, why)
 
 
-def _judge(module: str, name: str, where: str, findings: Findings, registered: str = "") -> None:
+def _judge(
+    module: str,
+    name: str,
+    where: str,
+    findings: Findings,
+    *,
+    registered: str = "",
+    packages: Set[str] = _KERAS_CLASSES,
+) -> None:
     full = f"{module}.{name}" if module else name
     danger = find_danger(module, name) if module else None
     if danger is not None:
@@ -166,13 +182,13 @@ def _judge(module: str, name: str, where: str, findings: Findings, registered: s
     elif ">" in name or ">" in registered:
         custom = registered or name
         findings.add(where, custom, "layer", Verdict.UNKNOWN, "a custom object, whose code the loading program brings")
-    elif module and not _is_keras(module, name):
+    elif module and not _is_keras(module, name, packages):
         findings.add(where, full, "layer", Verdict.UNKNOWN, "imported from outside of Keras")
 
 
-def _is_keras(module: str, name: str) -> bool:
+def _is_keras(module: str, name: str, packages: Set[str]) -> bool:
     match = _KERAS.match(module)
     if match is None or "." in name:
         return False
     rest = module[match.end() :]
-    return not rest or (rest[0] == "." and rest.split(".")[1] in _KERAS_PACKAGES)
+    return (not rest and packages is _KERAS_CLASSES) or (rest[:1] == "." and rest.split(".")[1] in packages)

@@ -19,7 +19,10 @@ from dvc_modelver.security.parts import Budget, Part, bytes_part, window_part
 from dvc_modelver.security.verdicts import COMPUTED, Findings, Verdict, judge_import
 
 MAX_PICKLES = 10_000
-MAX_INLINE_BYTES = 1 << 16
+MAX_INLINE_BYTES = 1 << 12
+MAX_UNPACKED_INLINE_BYTES = 1 << 20
+"""Of a byte string that is kept; a longer one is looked up in the file, which a compressed file does not allow."""
+
 MAX_INNER = 1_000
 GUESS_BYTES = 1 << 13
 """What a guess costs at least: archives may have as many members as they like."""
@@ -54,6 +57,8 @@ class PickleScan:
 
     def __init__(self, part: Part, findings: Findings, budget: Budget, follow: Follow) -> None:
         self._part, self._findings, self._budget, self._follow = part, findings, budget, follow
+        is_packed = part.n_bytes is None
+        self._max_inline_bytes = MAX_UNPACKED_INLINE_BYTES if is_packed else MAX_INLINE_BYTES
         self._inner: list[tuple[bytes | Span, bool]] = []
         self._remarks: dict[tuple[str, str], None] = {}
         self._running: list[tuple[Machine, int]] = []
@@ -80,7 +85,7 @@ class PickleScan:
             self._part.source(),
             find_persistent=_find_persistent,
             on_call=self._on_call,
-            max_inline_bytes=MAX_INLINE_BYTES,
+            max_inline_bytes=self._max_inline_bytes,
             max_memory_bytes=left,
         )
         try:
@@ -118,7 +123,7 @@ class PickleScan:
             find_persistent=_find_persistent,
             on_call=self._on_call,
             on_build=None if is_array else lambda call: self._on_build(call, source),
-            max_inline_bytes=MAX_INLINE_BYTES,
+            max_inline_bytes=self._max_inline_bytes,
             max_memory_bytes=allowance,
         )
         self._running.append((machine, allowance))
@@ -171,7 +176,7 @@ class PickleScan:
                 if is_loader or part.read(8).startswith(_STARTS):
                     self._follow(part, is_loader)
             elif is_loader:
-                self._note("damage", f"hands {data.n_bytes} compressed bytes to a loader, expected {MAX_INLINE_BYTES}")
+                self._note("damage", f"hands {data.n_bytes} compressed bytes to a loader, expected fewer")
 
     # Arrays of joblib
 
@@ -249,4 +254,7 @@ def may_be_pickled(start: bytes) -> bool:
     return start[:1] in _OPENERS
 
 
-_OPENERS = frozenset(bytes([code]) for code in b"\x80(]})\x8f\x95cCGIJKLMNSTUVBX\x88\x89\x8a\x8c\x8d\x8e\x96PidpF")
+_OPENERS = frozenset(
+    bytes([code]) for code in b"\x80(]})\x82\x83\x84\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x95\x96\x97BCFGIJKLMNPSTUVXc"
+)
+"""Opcodes that a pickle may begin with."""

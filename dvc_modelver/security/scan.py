@@ -184,6 +184,9 @@ class _FileScan:
         return True
 
     def _scan_text(self, part: Part, head: bytes) -> bool:
+        if part.suffix == ".json":  # in any encoding: the parser finds out
+            self._scan_json(part)
+            return True
         if not _is_text(head):
             return False
         if part.suffix in TEMPLATE_SUFFIXES:
@@ -242,7 +245,7 @@ class _FileScan:
         head = inner.read(_HEAD_BYTES)
         if not head:
             raise BadModelError(f"{part.name}: cannot be decompressed")
-        if part.depth or _is_text(head) or is_tar(head) or head.startswith(_ZIP):
+        if part.depth or _is_text(head) or is_tar(head) or is_npy(head) or head.startswith(_ZIP):
             self.scan_part(inner)
         else:
             self._scan_pickles(inner, is_known=True)
