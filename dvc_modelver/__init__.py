@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import refresh as refresh
     from dvc_modelver.api import rm as rm
     from dvc_modelver.api import rollback as rollback
+    from dvc_modelver.api import scan as scan
     from dvc_modelver.api import show as show
     from dvc_modelver.api import similar as similar
     from dvc_modelver.api import status as status
@@ -57,6 +58,7 @@ _VERBS = frozenset(
         "refresh",
         "rm",
         "rollback",
+        "scan",
         "show",
         "similar",
         "status",

@@ -31,6 +31,9 @@ class Settings:
         fetch_max_bytes: Larger objects are not fetched by a checkout; the command to run is printed.
         raw_max_bytes: Larger model files are refused as raw Git blobs by ``check`` and ``git push``.
         strict: Refuse missing or stale metadata in every pushed commit, not only at the tip.
+        refuse: Which new models a commit refuses for what they would run when they are loaded: ``dangerous`` ones,
+            ``unknown`` ones too, or ``never`` any.
+        allow: Names that the owners have read: a scan takes them for safe (``my_package.layers.Attention``).
     """
 
     include: tuple[str, ...] = ()
@@ -41,6 +44,8 @@ class Settings:
     fetch_max_bytes: int = 1 << 30
     raw_max_bytes: int = 10 << 20
     strict: bool = False
+    refuse: str = "dangerous"
+    allow: tuple[str, ...] = ()
     unknown: tuple[str, ...] = field(default=())
 
     def is_gated(self, path: str) -> bool:
@@ -78,7 +83,10 @@ _PLACES = {
     ("limits", "fetch_max_bytes"): "fetch_max_bytes",
     ("limits", "raw_max_bytes"): "raw_max_bytes",
     ("push", "strict"): "strict",
+    ("security", "refuse"): "refuse",
+    ("security", "allow"): "allow",
 }
+_CHOICES = {"refuse": ("dangerous", "unknown", "never")}
 
 
 def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
@@ -102,6 +110,8 @@ def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
             name = _PLACES.get((section, key))
             if name is None:
                 unknown.append(f"{section}.{key}")
+            elif name in _CHOICES:
+                values[name] = _chosen(value, _CHOICES[name], f"{where}: {section}.{key}")
             else:
                 values[name] = _checked(value, kinds[name], f"{where}: {section}.{key}")
     return Settings(**values, unknown=tuple(unknown))
@@ -119,6 +129,12 @@ def _checked(value: Any, kind: str, where: str) -> Any:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise BadMetadataError(f"{where} is {value!r}, expected a number of bytes")
     return value
+
+
+def _chosen(value: Any, choices: tuple[str, ...], where: str) -> str:
+    if value not in choices:
+        raise BadMetadataError(f"{where} is {value!r}, expected one of {', '.join(choices)}")
+    return str(value)
 
 
 def read_settings(top: Path) -> Settings:

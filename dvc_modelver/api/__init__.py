@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.inspect import check, describe_file, fsck, list_models, log, show, status
     from dvc_modelver.api.nearest import similar
+    from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
     from dvc_modelver.api.track import add, mv, refresh, rm
     from dvc_modelver.api.transfer import pull, push
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add", "check", "describe_file", "diff", "doctor", "fsck", "init", "install", "list_models", "load", "log",
-    "mv", "pull", "push", "refresh", "rm", "rollback", "show", "similar", "status", "tag", "uninstall",
+    "mv", "pull", "push", "refresh", "rm", "rollback", "scan", "show", "similar", "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
     "compare": ("diff",),
     "inspect": ("check", "describe_file", "fsck", "list_models", "log", "show", "status"),
     "nearest": ("similar",),
+    "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),
     "track": ("add", "mv", "refresh", "rm"),
     "transfer": ("pull", "push"),

@@ -347,6 +347,22 @@ def show(
 
 
 @app.command()
+def scan(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH|NAME[@V]...", help="Files, folders, models or versions of them.")
+    ],
+    output: OutputFile = None,
+    json: JsonFlag = False,
+) -> int:
+    """Say what model files would run when they are loaded; exit 1 when one is not safe."""
+    from dvc_modelver.cli import scans
+
+    found = api.scan(*paths)
+    emit_json(scans.scan_document(found), output) if json else emit_lines(scans.scan_lines(found), output)
+    return int(any(one.verdict != "safe" for one in found))
+
+
+@app.command()
 def log(
     name: Annotated[str, typer.Argument(help="Model, by name or path.")],
     everywhere: Annotated[bool, typer.Option("--all", help="Versions of all branches and tags.")] = False,

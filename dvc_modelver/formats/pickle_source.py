@@ -39,6 +39,12 @@ class Source:
         """Number of bytes to the end of the stretch; None where that is not known."""
         return None if self._end is None else self._end - self.position
 
+    def at_end(self) -> bool:
+        """Tell whether no byte is left; where the length is not known, by reading on."""
+        if self._end is None and self._at == len(self._buffer):
+            self._base, self._buffer, self._at = self.position, self.file.read(_CHUNK_BYTES), 0
+        return self._at == len(self._buffer) and not self.left
+
     def read_byte(self) -> int:
         """Give the next byte."""
         if self._at == len(self._buffer):

@@ -85,10 +85,13 @@ class Machine:
         on_build: Asked after each state given to a `Call`; what it gives stands in the object's place, and it may
             step over bytes of `source` (joblib puts raw arrays there).
         max_inline_bytes: Longer byte strings become a `Span`; None keeps all in memory, within the limits.
+        on_call: Shown the function and the arguments of each call, also of those that give a plain value.
+        max_memory_bytes: What the objects may take together; `MAX_MEMORY_BYTES` by default.
 
     Attributes:
         globals: What the pickle would import, in the order of first mention; right even after an error, up to there.
         called: Those of them that it would call.
+        altered: Those of them whose own attributes it would set; nothing honest does that.
     """
 
     def __init__(
@@ -98,19 +101,29 @@ class Machine:
         find_persistent: Callable[[object], object] = Persistent,
         on_build: Callable[[Call], object] | None = None,
         max_inline_bytes: int | None = None,
+        on_call: Callable[[object, tuple[Any, ...]], object] | None = None,
+        max_memory_bytes: int | None = None,
     ) -> None:
         self.globals: dict[Global, None] = {}
         self.called: dict[Global, None] = {}
+        self.altered: dict[Global, None] = {}
         self._source = source
         self._find_persistent = find_persistent
         self._on_build = on_build
+        self._on_call = on_call
+        self._max_memory_bytes = MAX_MEMORY_BYTES if max_memory_bytes is None else max_memory_bytes
+        self._left = self._max_memory_bytes
         self._literals = Literals(source, self._charge, self._bad, max_inline_bytes)
-        self._left = MAX_MEMORY_BYTES
         self._n_odd_keys = 0
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._protocol = 0
+
+    @property
+    def memory_left(self) -> int:
+        """What of the memory that was allowed the objects did not need."""
+        return max(self._left, 0)
 
     def load(self) -> object:
         """Walk the pickle to its end and give the object.
@@ -151,7 +164,7 @@ class Machine:
     def _charge(self, n_bytes: int) -> None:
         self._left -= n_bytes
         if self._left < 0:
-            raise self._bad(f"its objects need over {MAX_MEMORY_BYTES >> 20} MiB, expected less")
+            raise self._bad(f"its objects need over {self._max_memory_bytes >> 20} MiB, expected less")
 
     # The stack.
 
@@ -392,6 +405,8 @@ class Machine:
         if not isinstance(args, tuple) or not isinstance(kwargs, Mapping):
             raise self._bad(f"calls with {quote(type(args).__name__)}, expected a tuple and named arguments")
         self._charge(160)
+        if self._on_call is not None:
+            self._on_call(function, args)
         if isinstance(function, Global) and not kwargs and function.module in _PLAIN_MODULES:
             plain = self._find_plain(function.name, args)
             if plain is not None:
@@ -438,6 +453,8 @@ class Machine:
     def _do_build(self) -> None:
         state = self._pop()
         target = self._top()
+        if isinstance(target, Global):
+            self.altered.setdefault(target)
         if not isinstance(target, Call):
             return
         self._charge(60 + 8 * len(target.states))

@@ -19,6 +19,7 @@ from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.safety import check_safe
 from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper, Say, Seen
 from dvc_modelver.worktree.track import Tracker, new_pointer
@@ -51,7 +52,8 @@ class Stager:
             commit_all: ``git commit -a``: take in every retrained model.
 
         Raises:
-            RefusedError: What is staged is not one version, or a pipeline's model was changed outside it.
+            RefusedError: What is staged is not one version, a pipeline's model was changed outside it, or loading
+                a new model would run what the settings refuse.
         """
         changes = self.repo.git.staged_changes()
         gated = dict(self._find_gated(changes))
@@ -66,6 +68,7 @@ class Stager:
         for path in self._affected(changes, pointers, view):
             self._complete_one(path, pointers.get(path), {c.path for c in changes}, view)
         self._name_opaque()
+        self._refuse_unsafe()
         self._settle()
         if not commit_all:
             self._name_left_out()
@@ -303,6 +306,17 @@ class Stager:
         self._describe_object(path, pointer)
 
     # After the index is complete
+
+    def _refuse_unsafe(self) -> None:
+        """Refuse new objects that would run code when they are loaded, as ``security.refuse`` says."""
+        if self.repo.settings.refuse == "never":
+            return
+        view = self.repo.index()
+        paths = {find_model_path(change.path) for change in self.repo.git.staged_changes() if change.status != "D"}
+        for path in sorted(path for path in paths if path is not None):
+            metadata = self.repo.metadata(view, path)
+            if metadata is not None:
+                check_safe(self.repo, path, metadata.md5)
 
     def _settle(self) -> None:
         found = self.keeper.look()

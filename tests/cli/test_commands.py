@@ -416,6 +416,7 @@ def test_help_names_every_command(sandbox: Sandbox) -> None:
         "mv",
         "rm",
         "diff",
+        "scan",
         "show",
         "log",
         "list",
