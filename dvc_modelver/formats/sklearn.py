@@ -142,7 +142,8 @@ class PickleReader(FileReader):
         own += [replace(spec, name=name) for name, (_, spec) in self._inner.items()]
         self.specs = tuple(sorted(own, key=lambda spec: spec.name))
         self.framework = _find_framework(facts)
-        self.structure = flatten(dict(sorted(facts.items(), key=lambda fact: fact[0].count("."))))
+        if facts:
+            self.structure = flatten(dict(sorted(facts.items(), key=lambda fact: fact[0].count("."))))
 
     def _load(self, n_bytes: int) -> list[object]:
         source = Source(self._data, self.name, 0, n_bytes)

@@ -271,8 +271,8 @@ def test_a_file_of_a_model_cut_anywhere_is_one_line(tmp_path: Path) -> None:
 def fit_booster(library: str) -> Any:
     module: Any = pytest.importorskip(library)
     if library == "lightgbm":
-        return module.LGBMClassifier(n_estimators=200, verbose=-1).fit(X, Y)
-    return module.XGBClassifier(n_estimators=30).fit(X, Y)
+        return module.LGBMClassifier(n_estimators=60, verbose=-1, n_jobs=1).fit(X, Y)
+    return module.XGBClassifier(n_estimators=30, n_jobs=1).fit(X, Y)
 
 
 @pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
