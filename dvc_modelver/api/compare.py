@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +13,7 @@ from typing import BinaryIO
 from dvc_modelver.api.select import Selected, find_known, is_file_argument, select, split_reference
 from dvc_modelver.diff.changes import ModelDiff, Side
 from dvc_modelver.diff.compare import compare
-from dvc_modelver.errors import BadMetadataError, ModelverError, NotFoundError, UsageError
+from dvc_modelver.errors import BadMetadataError, ModelverError, NotFoundError, UsageError, word
 from dvc_modelver.fingerprint import fingerprint
 from dvc_modelver.fingerprint.row import TensorRow
 from dvc_modelver.formats import LocalFolder, Reader, open_folder, open_reader
@@ -70,7 +71,7 @@ def diff(
             old = repo.git.text("merge-base", repo.git.commit_of(old), repo.git.commit_of(new))
     wanted = [repo.inside(p) if (repo.top / repo.inside(p)).exists() else str(p) for p in paths]
     for argument in (old, new):
-        if argument is not None and _names_model(repo, argument):
+        if argument is not None and not _is_loose_file(repo, argument) and _names_model(repo, argument):
             return [_compared(repo, *_version_sides(repo, old, new), exact=exact)]
     old_view = repo.at(old) if old is not None else (repo.at("HEAD") if cached and repo.head else repo.index())
     new_view: View = repo.at(new) if new is not None else (repo.index() if cached else repo.work_tree)
@@ -91,6 +92,8 @@ def with_weights(repo: Repository, side: Side) -> Side:
     Raises:
         ObjectMissing: They are nowhere.
     """
+    if side.open is not None:
+        return side
     cache, file = repo.cache(side.path), repo.top / side.path
     row = read_state(repo.layout.state_dir).rows.get(side.path)
     if cache.has(side.md5):
@@ -127,12 +130,21 @@ def compare_files(old: Path, new: Path, *, exact: bool = False) -> ModelDiff:
         BadModelError: One of them breaks its format's rules, or no reader knows it.
     """
     if not exact:
-        return compare(file_side(str(old)), file_side(str(new)))
+        sides = file_side(str(old)), file_side(str(new))
+        for one, other in (sides, sides[::-1]):
+            if one.table is None and other.table is not None:
+                raise UsageError(f"{one.path}: no reader knows its format", hint=f"modelver show {word(one.path)}")
+        return compare(*sides)
     with ProgressLine(f"comparing {new}", folder_bytes(old) + folder_bytes(new)) as progress:
         found = compare(*_header_sides(old, new), exact=True, progress=progress)
     if found.tensors_changed or not _have_same_bytes(old, new):
         return found
     return replace(found, kind="identical", reason="same bytes", bytes_equal=True)
+
+
+def _pattern(name: str) -> str:
+    """Give a name with its numbers left open: where layers come or go, the others may have been renumbered."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _have_same_bytes(old: Path, new: Path) -> bool:
@@ -151,10 +163,15 @@ def _header_sides(old: Path, new: Path) -> tuple[Side, Side]:
     """
     with _open(old, str(old)) as first, _open(new, str(new)) as second:
         names = [{spec.name for spec in reader.specs} for reader in (first, second)]
+        apart = names[0] - names[1] and names[1] - names[0]
+        grown = {_pattern(name) for name in names[0] ^ names[1] if _pattern(name) != name}
         sides = []
         for path, reader, others in ((old, first, names[1]), (new, second, names[0])):
-            apart = names[0] - names[1] and names[1] - names[0]
-            lonely = [spec for spec in reader.specs if spec.numel == 1 or (apart and spec.name not in others)]
+            lonely = [
+                spec
+                for spec in reader.specs
+                if spec.numel == 1 or (apart and spec.name not in others) or _pattern(spec.name) in grown
+            ]
             known = {row.name: row for row in fingerprint(_Some(reader, tuple(lonely)), k=64)}
             rows = tuple(
                 known.get(s.name) or TensorRow(name=s.name, dtype=s.dtype, shape=s.shape, role=s.role, digest="")
@@ -183,6 +200,13 @@ def _is_rev(repo: Repository, text: str) -> bool:
     return repo.git.find_commit(text) is not None
 
 
+def _is_loose_file(repo: Repository, text: str) -> bool:
+    """Whether an argument is a file, or a folder of weights, that no pointer names: it is compared as it lies there."""
+    if not is_file_argument(text) or _is_rev(repo, text):
+        return False
+    return repo.repo_path(text) not in {p.path for p in repo.pointers(repo.work_tree)}
+
+
 def _names_model(repo: Repository, text: str) -> bool:
     """Whether an argument names a model's version; a tag like ``digits@v1.0.0`` does, though Git resolves it."""
     name, version, stage = split_reference(text)
@@ -200,7 +224,12 @@ def _names_model(repo: Repository, text: str) -> bool:
 
 
 def _version_sides(repo: Repository, old: str | None, new: str | None) -> tuple[Side, Side]:
+    if old is not None and _is_loose_file(repo, old):
+        assert new is not None
+        return file_side(old), selected_side(repo, _select_side(repo, new))
     first = _select_side(repo, old) if old is not None else None
+    if first is not None and new is not None and _is_loose_file(repo, new):
+        return selected_side(repo, first), file_side(new)
     second = _select_side(repo, new, like=first) if new is not None else None
     if first is None and second is not None:
         first = Selected(second.model, second.metadata, "", "")
@@ -255,8 +284,8 @@ def _chosen(before: dict[str, TrackedModel], after: dict[str, TrackedModel], wan
         return everything
     names = {m.name: m.path for m in (*before.values(), *after.values())}
     chosen = []
-    for word in wanted:
-        want = names.get(word, word)
+    for given in wanted:
+        want = names.get(given, given)
         fits = [p for p in everything if p == want or p.startswith(want.rstrip("/") + "/") or want in ("", ".")]
         if not fits:
             raise NotFoundError(f"{want}: no such model in either", hint="modelver list")
@@ -314,4 +343,5 @@ def file_side(given: str) -> Side:
     contents = read_contents(Path(given), given, beside=LocalFolder(Path(given).parent))
     if contents.warning:
         raise UsageError(contents.warning)
-    return Side(given, given, contents.table, None, contents.hashes.md5, contents.format)
+    opened = partial(_open, Path(given), given)
+    return Side(given, given, contents.table, None, contents.hashes.md5, contents.format, opened)

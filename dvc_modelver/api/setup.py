@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dvc_modelver.errors import EnvironmentFailed, ModelverError, UsageError
 from dvc_modelver.formats import known_suffixes
@@ -266,6 +266,7 @@ def hidden_models(repo: Repository) -> dict[str, str]:
         and not path.startswith(folders_of_dvc)
         and repo.settings.is_model(path, known_suffixes())
         and not any(f"/{folder}" in f"/{path}" for folder in folders)
+        and not any((repo.top / f"{above}.dvc").is_file() for above in PurePosixPath(path).parents)
     ]
     rules = repo.git.ignored(ignored)
     return {path: rules.get(path, ".gitignore") for path in ignored}

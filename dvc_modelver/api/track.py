@@ -178,6 +178,11 @@ class _Adder:
                 self.say(origin_line(made.metadata, origin))
 
     def _check(self, path: str, file: Path, pointer: Pointer | None) -> None:
+        around = next((p.path for p in self.pointers.values() if p.is_folder and path.startswith(f"{p.path}/")), None)
+        if around is not None:
+            raise UsageError(
+                f"{path}: part of {around}, which is tracked as a whole", hint=f"modelver add {word(around)}"
+            )
         if file.is_dir():
             self._check_folder(path, file)
         elif not file.exists():

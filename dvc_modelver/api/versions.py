@@ -185,6 +185,8 @@ def rollback(
     repo = Repository.open(folder)
     if repo.head is None:
         raise NotFoundError(f"{name}: nothing was committed yet, so there is no earlier version")
+    if version is None and "@" in name:
+        name, version, _ = split_reference(name)
     model = find_known(repo, name)
     current = repo.metadata(repo.index(), model.path) or model.metadata
     if version is not None:

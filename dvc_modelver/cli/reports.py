@@ -31,7 +31,8 @@ def split_diff_arguments(
         return (before[0] if before else None), (before[1] if len(before) > 1 else None), after
     if new is None and old is not None and _is_path(old):
         return None, None, [old]
-    if new is not None and old is not None and _is_path(new) and not _is_path(old):
+    is_version = old is not None and ("#" in old or ("@" in old and "@{" not in old))
+    if new is not None and old is not None and not is_version and _is_path(new) and not _is_path(old):
         return old, None, [new, *rest]
     return old, new, rest
 

@@ -41,13 +41,15 @@ class Layer:
         name: What the names of its factors have in common.
         a: The factor of shape ``[r, in]`` (``[r, in, height, width]`` of a convolution).
         b: The factor of shape ``[out, r]``.
-        scale: What the product is multiplied with; 1 where the file does not say.
+        scale: What the product is multiplied with; 1 where nothing says.
+        is_scale_known: Whether something did.
     """
 
     name: str
     a: TensorRow
     b: TensorRow
     scale: float
+    is_scale_known: bool
 
     @property
     def rank(self) -> int:
@@ -87,16 +89,17 @@ def find_layers(rows: Iterable[TensorRow], structure: Mapping[str, Any]) -> dict
             continue
         fits = 0 < a.shape[0] == b.numel // b.shape[0] if b.shape[0] else False
         if fits and max(a.numel, b.numel) <= MAX_CELLS:
-            layers[name] = Layer(name, a, b, _scale(a.shape[0], alphas.get(name), structure))
+            scale = _scale(a.shape[0], alphas.get(name), structure)
+            layers[name] = Layer(name, a, b, 1.0 if scale is None else scale, scale is not None)
     return layers
 
 
-def _scale(rank: int, alpha: float | None, structure: Mapping[str, Any]) -> float:
+def _scale(rank: int, alpha: float | None, structure: Mapping[str, Any]) -> float | None:
     if alpha is not None:
         return alpha / rank
     declared = structure.get("adapter_config.lora_alpha")
     if not isinstance(declared, int | float):
-        return 1.0
+        return None
     return declared / (math.sqrt(rank) if structure.get("adapter_config.use_rslora") is True else rank)
 
 
@@ -114,7 +117,7 @@ def measure_product(old: Reader, first: Layer, new: Reader, second: Layer) -> Es
     bb = _dot(a2, b2, a2, b2) * second.scale**2
     ab = _dot(a1, b1, a2, b2) * first.scale * second.scale
     norms = math.sqrt(max(aa, 0.0)), math.sqrt(max(bb, 0.0))
-    return from_norms(*norms, math.sqrt(max(aa + bb - 2 * ab, 0.0)))
+    return from_norms(*norms, math.sqrt(max(aa + bb - 2 * ab, 0.0)), ab)
 
 
 def _dot(a1: NDArray[Any], b1: NDArray[Any], a2: NDArray[Any], b2: NDArray[Any]) -> float:
@@ -161,7 +164,8 @@ def describe_adapters(old: Iterable[Layer], new: Iterable[Layer], n_targets: int
     if merged is None or not n_targets:
         return text
     has = "has" if merged.is_merged else "does not have"
-    return f"{text}, which {has} it merged in (coefficient {merged.coefficient:.3g} +- {merged.error:.1g})"
+    of_scale = "" if merged.is_scale_known else ", where nothing says the scale"
+    return f"{text}, which {has} it merged in (coefficient {merged.coefficient:.3g} +- {merged.error:.1g}{of_scale})"
 
 
 def _ranks(layers: list[Layer]) -> str:
@@ -178,15 +182,19 @@ class Merged:
         coefficient: Sum of ``<W, P>`` over sum of ``|P|^2`` with P the products: near 1 in a model that the adapter
             was merged into, near 0 in another.
         error: Standard error of it, were W and P not related.
+        is_scale_known: Whether the coefficient is to be 1; else any that is not 0 will do.
     """
 
     layers: int
     coefficient: float
     error: float
+    is_scale_known: bool = True
 
     @property
     def is_merged(self) -> bool:
         """Whether the products are there: the coefficient is 1 rather than 0, and the error tells the two apart."""
+        if not self.is_scale_known:
+            return abs(self.coefficient) > max(0.1, 5 * self.error)
         return self.error < 0.2 and abs(self.coefficient - 1) < 0.25
 
 
@@ -216,6 +224,7 @@ def measure_merged(
 
     from dvc_modelver.diff.blocks import iter_numbers
 
+    known = all(layers[name].is_scale_known for name in targets)
     dot = square = spread = 0.0
     for name, row in targets.items():
         a, b = _factors(adapter, layers[name])
@@ -232,5 +241,5 @@ def measure_merged(
         square += own
         spread += own * norm / max(row.numel, 1)
     if not square:
-        return Merged(len(targets), 0.0, math.inf)
-    return Merged(len(targets), dot / square, math.sqrt(spread) / square)
+        return Merged(len(targets), 0.0, math.inf, known)
+    return Merged(len(targets), dot / square, math.sqrt(spread) / square, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ UNCHANGED_SHARE = 0.05
 """A larger share of untouched parameters is a partial change; constants and buffers stay below it."""
 SPARSE_SHARE = 0.2
 """Where fewer of the values changed, the share is said."""
-SCALED_ONE_MINUS_COSINE = 1e-10
+SCALED_TURN = 0.03
+"""Of a tensor that was only scaled, at most this part of the distance comes from its direction: rounding."""
+SCALED_COSINE = 0.999
 
 _HEAD = re.compile(
     r"(^|[._/])(head|lm_head|classifier|cls|fc|logits|output|out|score|pooler|top|predictions?)([._/\d]|$)",
@@ -113,7 +116,11 @@ def _is_cast(t: TensorChange) -> bool:
 
 
 def _is_scaled(t: TensorChange) -> bool:
-    return t.cosine is not None and 1 - t.cosine < SCALED_ONE_MINUS_COSINE and bool(t.relative_l2)
+    found = t.measured
+    if found.cosine is None or not found.relative_l2 or not found.norm_a or found.norm_b is None:
+        return False
+    turn = math.sqrt(max(0.0, 2 * found.norm_b / found.norm_a * (1 - found.cosine)))
+    return found.cosine > SCALED_COSINE and turn <= SCALED_TURN * found.relative_l2
 
 
 def _is_head(moved: Sequence[TensorChange], own: Sequence[TensorChange]) -> bool:

@@ -128,7 +128,8 @@ def _warnings(tensors: Sequence[TensorChange]) -> Iterator[str]:
         bad = max(new.nonfinite or 0, t.exact.nonfinite if t.exact else 0)
         if bad > before:
             yield f"{t.name}: {bad:,} values are NaN or infinite{f', {before:,} were' if before else ''}"
-        if new.numel > 1 and new.zeros == new.numel and old is not None and old.zeros != old.numel:
+        dead = new.zeros == new.numel or (t.exact is not None and t.measured.norm_b == 0.0)
+        if new.numel > 1 and dead and old is not None and old.zeros != old.numel:
             yield f"{t.name}: all values are zero now"
 
 

@@ -107,7 +107,9 @@ def _by_prefix(left: Sequence[TensorRow], right: Sequence[TensorRow]) -> tuple[l
         for row in olds:
             for prefix, rest in _splits(row.name):
                 for other, same_end in ends.get(rest, ())[:4]:
-                    votes[prefix, other] += other != prefix and row.shape == same_end.shape
+                    # Which number became which is for the values to say.
+                    is_word = other != prefix and _NUMBER.sub("#", other) != _NUMBER.sub("#", prefix)
+                    votes[prefix, other] += is_word and row.shape == same_end.shape
         best = max(votes.items(), key=lambda item: (item[1], -len(item[0][0]) - len(item[0][1])), default=None)
         if best is None or best[1] < max(2, min(len(olds), len(news)) // 4):
             break
@@ -119,8 +121,7 @@ def _by_prefix(left: Sequence[TensorRow], right: Sequence[TensorRow]) -> tuple[l
             if row.name.startswith(before) and after + row.name[len(before) :] in there
         ]
         found += step
-        if _NUMBER.sub("#", before) != _NUMBER.sub("#", after):
-            rules.append(_prefix_rule(before, after, len(step)))
+        rules.append(_prefix_rule(before, after, len(step)))
     return found, rules
 
 

@@ -38,6 +38,11 @@ def measure_weights(changes: Sequence[TensorChange], old: Side, new: Side, progr
     measured = exact.measure_pairs([s for _, s in alike], old.open, new.open, shared=shared, progress=progress)
     for (i, _), values in zip(alike, measured, strict=True):
         found[i] = _with_values(found[i], values)
+    square = [(i, s) for i, s in alike if _may_be_transposed(found[i], s)]
+    if square:
+        with old.open() as first, new.open() as second:
+            for i, (a, b) in square:
+                found[i] = replace(found[i], note=_transposed_note(first, a, second, b))
     unlike = [(i, s) for i, s in todo if s[0].shape != s[1].shape and all(map(blocks.has_numbers, s))]
     if unlike:
         with old.open() as first, new.open() as second:
@@ -86,6 +91,19 @@ def find_merged(old: Side, new: Side) -> adapters.Merged | None:
             with adapter.open() as first, whole.open() as second:
                 return adapters.measure_merged(first, layers, second, targets)
     return None
+
+
+def _may_be_transposed(t: TensorChange, specs: tuple[TensorSpec, TensorSpec]) -> bool:
+    """Whether a square matrix has so little in common with the old one that it may have been turned."""
+    shape = specs[0].shape
+    return len(shape) == 2 and shape[0] == shape[1] > 1 and t.cosine is not None and t.cosine < 0.5
+
+
+def _transposed_note(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> str:
+    turned = reshaped.measure_transposed(old, a, new, b)
+    if turned is None or turned.estimate.relative_l2 is None or turned.estimate.relative_l2 >= 0.5:
+        return ""
+    return f"transposed, relative L2 {turned.estimate.relative_l2:.3g}"
 
 
 def _shape_note(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> str:

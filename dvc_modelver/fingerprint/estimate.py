@@ -193,16 +193,30 @@ def estimate(norm_a: float | None, sketch_a: Sketch | None, norm_b: float | None
     return Estimate(1 - away, relative, max(error, VISIBLE_L2), squared, dot, norm_a, norm_b)
 
 
-def from_norms(norm_a: float, norm_b: float, distance: float) -> Estimate:
-    """Give the comparison that exact norms and an exact distance ``|b - a|`` make: its error is 0."""
+def from_norms(norm_a: float, norm_b: float, distance: float, dot: float | None = None) -> Estimate:
+    """Give the comparison that exact norms, distance ``|b - a|`` and dot product make: its error is 0.
+
+    Without the dot product the cosine follows from the rest, which is exact only for norms that are alike.
+    """
     if not math.isfinite(norm_a + norm_b + distance) or max(norm_a, norm_b) > _MAX_NORM:
         return UNDEFINED
     if not norm_a or not norm_b:
         return _against_zero(norm_a, norm_b)
     squared = distance * distance
-    away = (squared - (norm_a - norm_b) ** 2) / (2 * norm_a * norm_b)
-    cosine = max(-1.0, min(1.0, 1 - away))
+    cosine = _cosine(norm_a, norm_b, squared, dot)
     return Estimate(cosine, distance / norm_a, 0.0, squared, cosine * norm_a * norm_b, norm_a, norm_b)
+
+
+def _cosine(norm_a: float, norm_b: float, squared: float, dot: float | None) -> float:
+    """Give the cosine from whichever of squared distance and dot product loses no digits.
+
+    Near 1, and for norms that are alike, the distance knows it to many digits; elsewhere it would be a small
+    difference of large numbers.
+    """
+    away = (squared - (norm_a - norm_b) ** 2) / (2 * norm_a * norm_b)
+    if dot is not None and not (0.5 < norm_b / norm_a < 2 and away < 0.1):
+        return max(-1.0, min(1.0, dot / norm_a / norm_b))
+    return max(-1.0, min(1.0, 1 - away))
 
 
 def combine(estimates: Iterable[Estimate]) -> Estimate:
@@ -213,13 +227,14 @@ def combine(estimates: Iterable[Estimate]) -> Estimate:
     Returns:
         `UNDEFINED` where a tensor's distance or norm is, or where nothing was given.
     """
-    distances, norms_a, norms_b, errors = [], [], [], []
+    distances, norms_a, norms_b, errors, dots = [], [], [], [], []
     for one in estimates:
         if one.squared_distance is None or one.norm_a is None or one.norm_b is None:
             return UNDEFINED
         distances.append(one.squared_distance)
         norms_a.append(one.norm_a)
         norms_b.append(one.norm_b)
+        dots.append(one.dot)
         if one.error:
             errors.append(2 * math.sqrt(one.squared_distance) * one.error * one.norm_a)
     if not distances:
@@ -231,8 +246,8 @@ def combine(estimates: Iterable[Estimate]) -> Estimate:
     distance = math.sqrt(squared)
     spread = 2 * distance * norm_a
     error = math.hypot(*errors) / spread if spread else 0.0
-    away = (squared - (norm_a - norm_b) ** 2) / (2 * norm_a * norm_b)
-    cosine = max(-1.0, min(1.0, 1 - away))
+    dot = math.fsum(d for d in dots if d is not None) if None not in dots else None
+    cosine = _cosine(norm_a, norm_b, squared, dot)
     return Estimate(cosine, distance / norm_a, error, squared, cosine * norm_a * norm_b, norm_a, norm_b)
 
 

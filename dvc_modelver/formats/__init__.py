@@ -29,6 +29,11 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "tensorflow": (".index",),
     "tflite": (".tflite",),
     "onnx": (".onnx",),
+    "keras": (".keras",),
+    "hdf5": (".h5", ".hdf5"),
+    "xgboost": (".ubj",),
+    "lightgbm": (".lgb", ".lgbm"),
+    "catboost": (".cbm",),
     "sklearn": (".pkl", ".pickle", ".joblib"),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""

@@ -173,15 +173,26 @@ class FileReader:
         """Give a tensor's values as real numbers; see `Reader`. A format with quantised tensors has its own."""
         return self.iter_buffers(spec, n_bytes)
 
-    def _iter_span(self, begin: int, end: int, n_bytes: int, what: str) -> Iterator[memoryview]:
-        """Give the bytes of the file from `begin` to `end`, in buffers of `n_bytes`; `what` is for the error."""
+    def _iter_span(
+        self, begin: int, end: int, n_bytes: int, what: str, file: BinaryIO | None = None
+    ) -> Iterator[memoryview]:
+        """Give the bytes of a file from `begin` to `end`, in writable buffers of `n_bytes`.
+
+        Args:
+            begin: Position of the first.
+            end: Position behind the last.
+            n_bytes: Length of every buffer but the last.
+            what: How errors call them, after the name of the reader's file.
+            file: Another file than the reader's own.
+        """
+        file = self._file if file is None else file
         buffer = self._take_buffer(min(n_bytes, end - begin))
         view = memoryview(buffer)
         try:
             while begin < end:
                 piece = view[: min(n_bytes, end - begin)]
-                self._file.seek(begin)
-                n_read = fill(self._file, piece)
+                file.seek(begin)
+                n_read = fill(file, piece)
                 if n_read < len(piece):
                     raise ended_early(f"{self.name}: {what}", n_read, len(piece))
                 begin += n_read
@@ -240,21 +251,34 @@ def read_exactly(file: BinaryIO, offset: int, n_bytes: int, where: str) -> bytes
 
 
 def rechunk(pieces: Iterable[memoryview], n_bytes: int) -> Iterator[memoryview]:
-    """Give the same bytes in buffers of `n_bytes` but for the last, whatever the pieces' lengths."""
-    view = memoryview(bytearray(n_bytes))
+    """Give the same bytes in buffers of `n_bytes` but for the last, whatever the pieces' lengths and items.
+
+    What lies whole in one piece is passed on as a part of it.
+    """
+    buffer = memoryview(bytearray())
     n_filled = 0
     for piece in pieces:
+        # A view with an axis of length 0 cannot be cast.
+        view = piece.cast("B") if piece.nbytes else buffer[:0]
         at = 0
-        while at < len(piece):
-            count = min(len(piece) - at, n_bytes - n_filled)
-            view[n_filled : n_filled + count] = piece[at : at + count]
+        while at < len(view):
+            count = min(len(view) - at, n_bytes - n_filled)
+            part = view[at : at + count]
             at += count
+            if count == n_bytes:
+                yield part
+                continue
+            if n_filled + count > len(buffer):
+                grown = memoryview(bytearray(min(n_bytes, max(n_filled + count, 2 * len(buffer)))))
+                grown[:n_filled] = buffer[:n_filled]
+                buffer = grown
+            buffer[n_filled : n_filled + count] = part
             n_filled += count
             if n_filled == n_bytes:
-                yield view
+                yield buffer
                 n_filled = 0
     if n_filled:
-        yield view[:n_filled]
+        yield buffer[:n_filled]
 
 
 def count_elements(shape: Iterable[int]) -> int | None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from dvc_modelver.formats.base import (
-    MAX_HEADER_BYTES,
     FileReader,
     Folder,
     ended_early,
@@ -26,6 +25,7 @@ from dvc_modelver.formats.base import (
     read_exactly,
 )
 from dvc_modelver.formats.npy import StoredArray, bad_array, iter_array, read_array_header
+from dvc_modelver.formats.zip_directory import find_directory
 from dvc_modelver.tensors import TensorSpec
 
 FORMAT = "npz"
@@ -79,14 +79,15 @@ class NpzReader(FileReader):
     def __init__(self, source: Path | BinaryIO, name: str = "") -> None:
         super().__init__(source, name)
         try:
-            n_bytes = _check_directory(self._file, self.name)
+            # zipfile reads the whole directory that the last bytes announce before anyone can object.
+            find_directory(self._file, self.name, MAX_MEMBERS)
             try:
                 self._archive = zipfile.ZipFile(cast("IO[bytes]", self._file))
             except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as err:
                 raise bad_array(
                     self.name, f"no readable zip archive ({quote(str(err))}), expected an .npz file"
                 ) from err
-            _check_archive(self._archive.infolist(), n_bytes, self.name)
+            _check_archive(self._archive.infolist(), measure(self._file), self.name)
             members = [self._read_member(info) for info in self._archive.infolist()]
         except BaseException:
             self.close()
@@ -140,30 +141,6 @@ class _reports_damage:  # noqa: N801 - reads as a phrase in a with statement
             error, zipfile.BadZipFile | zlib.error | EOFError | ValueError | NotImplementedError | RuntimeError
         ):
             raise bad_array(self._where, f"damaged member ({quote(str(error))}), expected intact data") from error
-
-
-def _check_directory(file: BinaryIO, name: str) -> int:
-    # zipfile reads the whole directory that the last bytes announce before anyone can object.
-    n_bytes = measure(file)
-    n_tail = min(n_bytes, 22 + 65_535 + 20)
-    tail = read_exactly(file, n_bytes - n_tail, n_tail, name)
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or at + 22 > n_tail:
-        raise bad_array(name, "no end of a zip archive, expected an .npz file (is it still being written?)")
-    n_members = int.from_bytes(tail[at + 10 : at + 12], "little")
-    n_directory_bytes = int.from_bytes(tail[at + 12 : at + 16], "little")
-    if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":
-        offset = int.from_bytes(tail[at - 12 : at - 4], "little")
-        record = read_exactly(file, offset, 56, name) if offset + 56 <= n_bytes else b""
-        n_members = int.from_bytes(record[32:40], "little")
-        n_directory_bytes = int.from_bytes(record[40:48], "little")
-    if n_members > MAX_MEMBERS or n_directory_bytes > MAX_HEADER_BYTES:
-        raise bad_array(
-            name,
-            f"announces {n_members} members in a directory of {n_directory_bytes} bytes, "
-            f"expected at most {MAX_MEMBERS} and {MAX_HEADER_BYTES}",
-        )
-    return n_bytes
 
 
 def _check_archive(infos: list[zipfile.ZipInfo], n_file_bytes: int, name: str) -> None:

@@ -20,16 +20,16 @@ from dvc_modelver.formats.base import (
     Folder,
     LocalFolder,
     ended_early,
-    fill,
     flatten,
     measure,
     quote,
     read_exactly,
+    rechunk,
 )
 from dvc_modelver.formats.onnx_graph import GRAPH_FIELDS, MODEL_FIELDS, Dequantised, Model, read_model
 from dvc_modelver.formats.onnx_tensors import NARROW, Stored, iter_typed
 from dvc_modelver.formats.protobuf import BYTES, VARINT, Walker
-from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_pieces, iter_widened
+from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened
 from dvc_modelver.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class OnnxReader(FileReader):
         """Give a tensor's values; see `Reader`."""
         stored = self._stored[spec.name]
         if stored.field or stored.data_type in NARROW:
-            yield from iter_pieces(self._iter_decoded(stored), n_bytes)
+            yield from rechunk(self._iter_decoded(stored), n_bytes)
         else:
             yield from self._iter_raw(stored, n_bytes)
 
@@ -117,7 +117,7 @@ class OnnxReader(FileReader):
             yield from self.iter_buffers(spec, n_bytes)
             return
         integers = self.iter_buffers(spec, _PIECE)
-        yield from iter_pieces(iter_dequantised(integers, spec, self._read_affine(node, spec)), n_bytes)
+        yield from rechunk(iter_dequantised(integers, spec, self._read_affine(node, spec)), n_bytes)
 
     def _read(self, model: Model) -> None:
         self.framework = _FRAMEWORKS.get(model.producer)
@@ -162,23 +162,13 @@ class OnnxReader(FileReader):
         return sizes
 
     def _iter_raw(self, stored: Stored, n_bytes: int) -> Iterator[memoryview]:
-        position, end = stored.start, stored.end
-        buffer = self._take_buffer(min(n_bytes, end - position))
-        view = memoryview(buffer)
+        what = f"tensor {quote(stored.name)}"
         with ExitStack() as stack:
-            stack.callback(self._return_buffer, buffer)
             file = self._file
             if stored.location:
                 assert self._folder is not None
                 file = stack.enter_context(self._folder.open(stored.location))
-            while position < end:
-                piece = view[: min(n_bytes, end - position)]
-                file.seek(position)
-                n_read = fill(file, piece)
-                if n_read < len(piece):
-                    raise ended_early(f"{self.name}: tensor {quote(stored.name)}", n_read, len(piece))
-                position += n_read
-                yield piece
+            yield from self._iter_span(stored.start, stored.end, n_bytes, what, file)
 
     def _iter_decoded(self, stored: Stored) -> Iterator[memoryview]:
         where = f"{self.name}: tensor {quote(stored.name)}"

@@ -85,26 +85,3 @@ def iter_widened(packed: Iterable[memoryview], bits: int, is_signed: bool, numel
         codes = (np.frombuffer(piece, np.uint8)[:, None] >> shifts & mask).reshape(-1)[:numel]
         numel -= len(codes)
         yield ((codes ^ sign) - sign).data
-
-
-def iter_pieces(buffers: Iterable[memoryview], n_bytes: int) -> Iterator[memoryview]:
-    """Cut a stream of buffers into buffers of exactly `n_bytes`, but for the last."""
-    rest = bytearray()
-    for buffer in buffers:
-        if not buffer.nbytes:
-            continue
-        view = buffer.cast("B")
-        if rest:
-            n_missing = n_bytes - len(rest)
-            rest += view[:n_missing]
-            view = view[n_missing:]
-            if len(rest) < n_bytes:
-                continue
-            yield memoryview(rest)
-            rest = bytearray()
-        n_whole = len(view) // n_bytes * n_bytes
-        for start in range(0, n_whole, n_bytes):
-            yield view[start : start + n_bytes]
-        rest += view[n_whole:]
-    if rest:
-        yield memoryview(rest)

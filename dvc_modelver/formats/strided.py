@@ -50,26 +50,6 @@ def iter_blocks(
             yield out.reshape(-1).data.cast("B")
 
 
-def rechunk(pieces: Iterator[memoryview], n_bytes: int) -> Iterator[memoryview]:
-    """Cut buffers of any length into buffers of `n_bytes`; the last one may be shorter."""
-    rest = bytearray()
-    for piece in pieces:
-        start = 0
-        if rest:
-            start = min(n_bytes - len(rest), len(piece))
-            rest += piece[:start]
-            if len(rest) < n_bytes:
-                continue
-            yield memoryview(rest)
-            rest = bytearray()
-        while start + n_bytes <= len(piece):
-            yield piece[start : start + n_bytes]
-            start += n_bytes
-        rest = bytearray(piece[start:])
-    if rest:
-        yield memoryview(rest)
-
-
 def _merge(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[tuple[int, int]]:
     """Give length and stride of each axis, without those of length 1, and with neighbours in one where they can be."""
     axes: list[tuple[int, int]] = []

@@ -16,15 +16,14 @@ from typing import BinaryIO
 from dvc_modelver.formats.base import (
     FileReader,
     Folder,
-    ended_early,
-    fill,
     flatten,
     measure,
     quote,
     read_exactly,
+    rechunk,
 )
 from dvc_modelver.formats.flatbuffer import FlatBuffer
-from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_pieces, iter_widened
+from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened
 from dvc_modelver.formats.tflite_graph import NARROW, Constant, read_model
 from dvc_modelver.tensors import TensorSpec
 
@@ -32,6 +31,7 @@ FORMAT = "tflite"
 SUFFIXES = (".tflite",)
 MAX_SCALES = 1 << 20
 
+_HINT = "fetch the file again, or convert it again"
 _PIECE = 1 << 18
 
 
@@ -62,7 +62,7 @@ class TfliteReader(FileReader):
     def __init__(self, source: Path | BinaryIO, name: str = "") -> None:
         super().__init__(source, name)
         try:
-            self._buffer = FlatBuffer(self._file, measure(self._file), self.name)
+            self._buffer = FlatBuffer(self._file, 0, measure(self._file), self.name, _HINT)
             if not matches(self._file):
                 raise self._buffer.bad(4, "found no identifier, expected TFL3")
             model = read_model(self._buffer)
@@ -81,7 +81,7 @@ class TfliteReader(FileReader):
         if constant.kind in NARROW:
             packed = self._iter_raw(spec.name, constant, _PIECE)
             widened = iter_widened(packed, NARROW[constant.kind][1], constant.dtype == "I8", spec.numel)
-            yield from iter_pieces(widened, n_bytes)
+            yield from rechunk(widened, n_bytes)
         else:
             yield from self._iter_raw(spec.name, constant, n_bytes)
 
@@ -91,23 +91,10 @@ class TfliteReader(FileReader):
             yield from self.iter_buffers(spec, n_bytes)
             return
         affine = self._read_affine(self._constants[spec.name])
-        yield from iter_pieces(iter_dequantised(self.iter_buffers(spec, _PIECE), spec, affine), n_bytes)
+        yield from rechunk(iter_dequantised(self.iter_buffers(spec, _PIECE), spec, affine), n_bytes)
 
     def _iter_raw(self, name: str, constant: Constant, n_bytes: int) -> Iterator[memoryview]:
-        position, end = constant.start, constant.end
-        buffer = self._take_buffer(min(n_bytes, end - position))
-        view = memoryview(buffer)
-        try:
-            while position < end:
-                piece = view[: min(n_bytes, end - position)]
-                self._file.seek(position)
-                n_read = fill(self._file, piece)
-                if n_read < len(piece):
-                    raise ended_early(f"{self.name}: tensor {quote(name)}", n_read, len(piece))
-                position += n_read
-                yield piece
-        finally:
-            self._return_buffer(buffer)
+        return self._iter_span(constant.start, constant.end, n_bytes, f"tensor {quote(name)}")
 
     def _read_affine(self, constant: Constant) -> Affine:
         import numpy as np

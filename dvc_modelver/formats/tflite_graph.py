@@ -132,10 +132,10 @@ class _ModelReader:
         # An offset of 1 stands for one that the converter never filled in.
         if offset > 1:
             start, count = offset, size
-        if start + count > self._buffer.n_bytes:
+        if start + count > self._buffer.end:
             raise self._buffer.bad(
                 table.at,
-                f"ended early, found {self._buffer.n_bytes} bytes, expected {start + count} by a tensor's values",
+                f"ended early, found {self._buffer.end} bytes, expected {start + count} by a tensor's values",
             )
         return start, start + count
 

@@ -16,9 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats.base import FileReader, Folder, ended_early, fill, flatten, measure, quote, read_exactly
+from dvc_modelver.formats.base import (
+    FileReader,
+    Folder,
+    ended_early,
+    fill,
+    flatten,
+    measure,
+    quote,
+    read_exactly,
+    rechunk,
+)
 from dvc_modelver.formats.pickles import Span
-from dvc_modelver.formats.strided import iter_blocks, rechunk
+from dvc_modelver.formats.strided import iter_blocks
 from dvc_modelver.formats.torch_container import (
     HINT,
     Storage,
@@ -151,23 +161,11 @@ class TorchReader(FileReader):
 
     def _iter_run(self, spec: TensorSpec, view: View, n_bytes: int) -> Iterator[memoryview]:
         file, base = self._find_storage(view.storage)
-        position = base + view.offset * view.kind.item_bytes
-        end = position + spec.nbytes
-        buffer = self._take_buffer(min(n_bytes, spec.nbytes))
-        whole = memoryview(buffer)
-        try:
-            while position < end:
-                piece = whole[: min(n_bytes, end - position)]
-                file.seek(position)
-                n_read = fill(file, piece)
-                if n_read < len(piece):
-                    raise ended_early(f"{self.name}: tensor {quote(spec.name)}", n_read, len(piece))
-                position += n_read
-                if self._is_changed(view):
-                    self._change(piece, view)
-                yield piece
-        finally:
-            self._return_buffer(buffer)
+        begin = base + view.offset * view.kind.item_bytes
+        for piece in self._iter_span(begin, begin + spec.nbytes, n_bytes, f"tensor {quote(spec.name)}", file):
+            if self._is_changed(view):
+                self._change(piece, view)
+            yield piece
 
     def _iter_gathered(self, spec: TensorSpec, view: View) -> Iterator[memoryview]:
         file, base = self._find_storage(view.storage)

@@ -57,17 +57,11 @@ def read_directory(file: BinaryIO, name: str) -> dict[str, Member]:
         BadModelError: There is no directory, it is damaged, or what it says cannot be true.
     """
     n_file_bytes = measure(file)
-    n_members, n_directory_bytes, start = _find_directory(file, n_file_bytes, name)
-    if n_members > MAX_MEMBERS or n_directory_bytes > MAX_HEADER_BYTES:
+    n_members, n_directory_bytes, start = find_directory(file, name)
+    if start + n_directory_bytes > n_file_bytes:
         raise _bad(
             name,
-            f"announces {n_members} members in a directory of {n_directory_bytes} bytes, "
-            f"expected at most {MAX_MEMBERS} and {MAX_HEADER_BYTES}",
-        )
-    if n_members * _ENTRY_BYTES > n_directory_bytes or start + n_directory_bytes > n_file_bytes:
-        raise _bad(
-            name,
-            f"announces {n_members} members in {n_directory_bytes} bytes from {start}, "
+            f"announces {n_directory_bytes} bytes of directory from {start}, "
             f"expected them inside its {n_file_bytes} bytes",
         )
     directory = read_exactly(file, start, n_directory_bytes, name)
@@ -82,6 +76,28 @@ def read_directory(file: BinaryIO, name: str) -> dict[str, Member]:
             raise _bad(name, f"members up to {quote(member.name)} are larger than the file, expected them inside it")
         members[member.name] = member
     return members
+
+
+def find_directory(file: BinaryIO, name: str, max_members: int = MAX_MEMBERS) -> tuple[int, int, int]:
+    """Give how many members the end of an archive announces, the length of their directory, and where it begins.
+
+    Raises:
+        BadModelError: There is no such end, or it announces more than a directory may hold.
+    """
+    n_members, n_directory_bytes, start = _read_end(file, measure(file), name)
+    if n_members > max_members or n_directory_bytes > MAX_HEADER_BYTES:
+        raise _bad(
+            name,
+            f"announces {n_members} members in a directory of {n_directory_bytes} bytes, "
+            f"expected at most {max_members} and {MAX_HEADER_BYTES}",
+        )
+    if n_members * _ENTRY_BYTES > n_directory_bytes:
+        raise _bad(
+            name,
+            f"announces {n_members} members in a directory of {n_directory_bytes} bytes, "
+            f"expected at least {n_members * _ENTRY_BYTES} bytes",
+        )
+    return n_members, n_directory_bytes, start
 
 
 def find_data(file: BinaryIO, member: Member, name: str) -> int:
@@ -137,7 +153,7 @@ def _decode(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _find_directory(file: BinaryIO, n_file_bytes: int, name: str) -> tuple[int, int, int]:
+def _read_end(file: BinaryIO, n_file_bytes: int, name: str) -> tuple[int, int, int]:
     n_tail = min(n_file_bytes, _LOCATOR_BYTES + _END_BYTES + 65_535)
     tail = read_exactly(file, n_file_bytes - n_tail, n_tail, name)
     at = tail.rfind(b"PK\x05\x06")

@@ -147,6 +147,8 @@ class Objects:
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.settings.shared:
             target.parent.chmod(0o2775)
+        if target.is_file() and target.stat().st_nlink > 1 and self.verify(md5):
+            return  # a work tree is linked to it: another inode here would look like a write there
         temp.chmod(0o444)
         temp.replace(target)
         sync_folder(target.parent)

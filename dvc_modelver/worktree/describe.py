@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 from dvc_modelver.diff.changes import Side
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, BadModelError, NotFoundError
-from dvc_modelver.formats import Folder, open_folder, open_reader
+from dvc_modelver.formats import Folder, Reader, open_folder, open_reader
 from dvc_modelver.metadata import (
     ChangeFacts,
     ModelFacts,
@@ -95,40 +95,58 @@ def read_contents(
         except BaseException as err:
             found.append(err)
 
-    hashing = threading.Thread(target=run)
-    if hashes is None:
-        hashing.start()
-    try:
-        partial = _read_tensors(file, name, beside, progress)
-    finally:
+    with ExitStack() as stack:
+        # Opened before there are threads: a reader may list a file in a process of its own.
+        reader, warning = _open(file, name, beside, stack)
+        hashing = threading.Thread(target=run)
         if hashes is None:
-            hashing.join()
+            hashing.start()
+        try:
+            table, warning = _describe_tensors(reader, warning, progress)
+        finally:
+            if hashes is None:
+                hashing.join()
     result = found[0]
     if isinstance(result, BaseException):
         raise result
-    table = None if partial.table is None else replace(partial.table, md5=result.md5)
-    return replace(partial, hashes=result, table=table)
+    if reader is None or table is None:
+        return Contents(result, OPAQUE, None, None, warning)
+    return Contents(result, reader.format, reader.framework, replace(table, md5=result.md5))
 
 
-_NO_HASHES = Hashes("", "", 0)
-
-
-def _read_tensors(file: Path | Folder, name: str, beside: Folder | None, progress: Progress | None) -> Contents:
+def _open(file: Path | Folder, name: str, beside: Folder | None, stack: ExitStack) -> tuple[Reader | None, str]:
+    """Give a reader that is closed with `stack`, or why there is none; nothing is to be said of unknown formats."""
     try:
-        with ExitStack() as stack:
-            if isinstance(file, Path) and file.is_file():
-                stream = cast("BinaryIO", stack.enter_context(file.open("rb", buffering=0)))
-                reader = open_reader(stream, name, beside)
-            else:
-                reader = open_reader(file, name) if isinstance(file, Path) else open_folder(file, name)
-            if reader is None:
-                return Contents(_NO_HASHES, OPAQUE, None, None)
-            stack.enter_context(reader)
-            return Contents(
-                _NO_HASHES, reader.format, reader.framework, describe_tensors(reader, "", progress=progress)
-            )
+        if isinstance(file, Path) and not file.is_dir():
+            stream = cast("BinaryIO", stack.enter_context(file.open("rb", buffering=0)))
+            reader = open_reader(stream, name, beside)
+        else:
+            reader = open_reader(file, name) if isinstance(file, Path) else open_folder(file, name)
     except BadModelError as err:
-        return Contents(_NO_HASHES, OPAQUE, None, None, f"{err} ({err.hint})" if err.hint else str(err))
+        return None, _one_line(err)
+    return (None if reader is None else stack.enter_context(reader)), ""
+
+
+def find_defect(file: Path, name: str) -> str:
+    """Give why a model cannot be opened; empty where it can, or is not there."""
+    with ExitStack() as stack:
+        try:
+            return _open(file, name, None, stack)[1]
+        except OSError:
+            return ""
+
+
+def _describe_tensors(reader: Reader | None, warning: str, progress: Progress | None) -> tuple[TensorTable | None, str]:
+    if reader is None:
+        return None, warning
+    try:
+        return describe_tensors(reader, "", progress=progress), ""
+    except BadModelError as err:
+        return None, _one_line(err)
+
+
+def _one_line(err: BadModelError) -> str:
+    return f"{err} ({err.hint})" if err.hint else str(err)
 
 
 def describe(

@@ -13,9 +13,11 @@ from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path,
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import IndexView, Repository, is_pointer_file
 from dvc_modelver.settings import WEIGHT_SUFFIXES
+from dvc_modelver.store.folders import is_folder_oid
 from dvc_modelver.store.gate import MAX_GATE_BYTES, MAX_TEXT_BYTES, GatePointer, find_gate, is_plain_text
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
+from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper, Say, Seen
@@ -63,6 +65,7 @@ class Stager:
         pointers = {p.path: p for p in self.repo.pointers(view)}
         for path in self._affected(changes, pointers, view):
             self._complete_one(path, pointers.get(path), {c.path for c in changes}, view)
+        self._name_opaque()
         self._settle()
         if not commit_all:
             self._name_left_out()
@@ -307,6 +310,25 @@ class Stager:
             if seen.action is Action.AGREE:
                 self.keeper.agree(seen)
         self.keeper.remember_all(found)
+
+    def _name_opaque(self) -> None:
+        """Name models that can be read no more; a folder that lost a shard is refused, since nobody means that."""
+        view = self.repo.index()
+        for change in self.repo.git.staged_changes():
+            path = find_model_path(change.path)
+            if path is None or change.path != metadata_path(path) or change.status != "M":
+                continue
+            new, old = self.repo.metadata(view, path), self.repo.metadata(self.repo.at("HEAD"), path)
+            if new is None or old is None or new.model.format != OPAQUE or old.model.format == OPAQUE:
+                continue
+            why = find_defect(self.repo.top / path, path)
+            if is_folder_oid(new.md5):
+                raise RefusedError(
+                    f"{path}: {why or 'no model any more'}",
+                    hint=f"wait until it is written; or git restore {word(metadata_path(path))}, then "
+                    f"modelver pull --force {word(path)}",
+                )
+            self.keeper.say(f"{path}: {why or 'no reader knows it any more'}; committed as an opaque file")
 
     def _name_left_out(self) -> None:
         view = self.repo.index()

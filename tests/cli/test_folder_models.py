@@ -164,10 +164,33 @@ def test_status_offers_a_new_folder_as_one_model(two: Sandbox) -> None:
     assert "modelver add new" in lines[0]
 
 
-def test_a_missing_shard_is_named_and_the_commit_goes_on(two: Sandbox) -> None:
+def test_a_missing_shard_is_refused_and_comes_back(two: Sandbox) -> None:
     (two.path / MODEL / SHARDS[0]).unlink()
-    assert SHARDS[0] in two.run("git", "commit", "-am", "broken").stderr
-    assert json.loads((two.path / f"{MODEL}.modelver.json").read_text())["model"]["format"] == "opaque"
+    two.git("status")  # whoever looks first must not swallow the reason
+    done = two.run("git", "commit", "-am", "broken", ok=False)
+    assert done.returncode == 1
+    assert f"names the shard '{SHARDS[0]}', which is not there" in done.stderr
+    two.git("restore", "--staged", "--worktree", f"{MODEL}.modelver.json", f"{MODEL}.modelver.tensors", f"{MODEL}.dvc")
+    two.modelver("pull", "--force", MODEL)
+    assert (two.path / MODEL / SHARDS[0]).is_file()
+    assert two.git("status", "--porcelain") == ""
+
+
+def test_a_shard_of_a_tracked_folder_is_no_model_of_its_own(two: Sandbox) -> None:
+    out = two.modelver("add", f"{MODEL}/{SHARDS[0]}", ok=False)
+    assert "tracked as a whole" in out
+    (two.path / f"{MODEL}.dvc").write_text("<<<<<<< ours\n")
+    assert SHARDS[0] not in two.modelver("status", ok=False)
+
+
+def test_hard_links_are_no_writes(two: Sandbox) -> None:
+    two.dvc("config", "--local", "cache.type", "hardlink")
+    name = json.loads((two.path / f"{MODEL}.modelver.json").read_text())["model"]["name"]
+    for _ in range(3):
+        two.git("checkout", "-q", "HEAD~1")
+        two.git("checkout", "-q", "main")
+        two.modelver("rollback", f"{name}@1")
+        two.git("reset", "-q", "--hard")
 
 
 @pytest.mark.parametrize("kind", ["hardlink", "symlink", "reflink,copy"])

@@ -52,3 +52,22 @@ def test_nothing_to_compare_with_is_said(sandbox: Sandbox) -> None:
     sandbox.train("only.safetensors", 1)
     assert "no other version" in sandbox.modelver("similar", "only.safetensors")
     assert sandbox.exit_code("similar", "nosuch") == 2
+
+
+def test_a_version_is_compared_with_a_loose_file(sandbox: Sandbox) -> None:
+    sandbox.train("net.safetensors", 1)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    loose = sandbox.path / "loose.safetensors"
+    sandbox.train("loose.safetensors", 2)
+    for pair in (["net@1", "loose.safetensors"], ["loose.safetensors", "net@1"], ["net@1", str(loose)]):
+        for mode in ([], ["--exact"]):
+            found = json.loads(sandbox.modelver("diff", *mode, "--json", *pair))["models"][0]
+            assert found["kind"] == "retrained"
+            assert {found["old"]["rev"], found["new"]["rev"]} == {"net@1", pair[pair[0] == "net@1"]}
+
+
+def test_a_file_that_is_no_model_is_not_compared(sandbox: Sandbox) -> None:
+    sandbox.train("net.safetensors", 1)
+    (sandbox.path / "notes.txt").write_text("nothing")
+    assert "no reader knows its format" in sandbox.modelver("diff", "net.safetensors", "notes.txt", ok=False)

@@ -31,10 +31,12 @@ def measured(folder: Path, old: NDArray[Any], new: NDArray[Any]) -> Measured:
         return measure(first, first.specs[0], second, second.specs[0])
 
 
-def compared(folder: Path, old: dict[str, NDArray[Any]], new: dict[str, NDArray[Any]]) -> ModelDiff:
+def compared(
+    folder: Path, old: dict[str, NDArray[Any]], new: dict[str, NDArray[Any]], *, exact: bool = True
+) -> ModelDiff:
     save_file(old, folder / "a.safetensors")
     save_file(new, folder / "b.safetensors")
-    return compare_files(folder / "a.safetensors", folder / "b.safetensors", exact=True)
+    return compare_files(folder / "a.safetensors", folder / "b.safetensors", exact=exact)
 
 
 def weights(*shape: int) -> NDArray[np.float32]:
@@ -210,3 +212,33 @@ def test_packed_values_of_another_shape_are_left_alone(tmp_path: Path) -> None:
         (tmp_path / f"{name}.safetensors").write_bytes(body)
     change = compare_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors", exact=True)
     assert (change.kind, change.tensors[0].note) == ("architecture", "")
+
+
+@pytest.mark.parametrize("outlier", [1e2, 1e4, 1e8, 1e20, 1.3e37])
+def test_the_cosine_keeps_its_digits_between_unlike_norms(tmp_path: Path, outlier: float) -> None:
+    a = np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)
+    b = a.copy()
+    b[7, 9] = outlier
+    change = compared(tmp_path, {"w": a, "x": a}, {"w": b, "x": a})
+    x, y = a.astype(float).ravel(), b.astype(float).ravel()
+    assert change.tensors[0].cosine == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), abs=1e-6)
+    x, y = np.concatenate([x, x]), np.concatenate([y, x])
+    assert change.cosine == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), abs=1e-6)
+    assert change.kind != "scaled"
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.5, 3.0, -1.0])
+def test_a_scaled_tensor_is_called_so_in_both_modes(tmp_path: Path, factor: float) -> None:
+    a = np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)
+    b = a * np.float32(factor)
+    for is_exact in (True, False):
+        kind = compared(tmp_path, {"w": a}, {"w": b}, exact=is_exact).kind
+        assert (kind == "scaled") == (factor > 0), is_exact
+
+
+def test_a_square_matrix_that_was_turned_and_one_gone_dead_are_named(tmp_path: Path) -> None:
+    a = np.random.default_rng(0).standard_normal((48, 48)).astype(np.float32)
+    turned = compared(tmp_path, {"w": a}, {"w": np.ascontiguousarray(a.T)})
+    assert turned.tensors[0].note == "transposed, relative L2 0"
+    dead = compared(tmp_path, {"w": a}, {"w": np.zeros_like(a)})
+    assert dead.warnings == ("w: all values are zero now",)
