@@ -39,8 +39,8 @@ _FORMATS: dict[str, tuple[str, ...]] = {
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 
 
-_ALSO_DATA = frozenset({".npy", ".index"})
-"""Suffixes that arrays of data, and indices of other programs, have as well."""
+_ALSO_DATA = frozenset({".npy", ".index", ".pkl", ".pickle"})
+"""Suffixes that data, and indices of other programs, have as well."""
 
 
 class _Format(Protocol):

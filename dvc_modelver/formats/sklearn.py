@@ -31,13 +31,14 @@ from dvc_modelver.formats.base import (
     measure,
     quote,
     read_exactly,
+    rechunk,
 )
 from dvc_modelver.formats.expansion import expand, find_method
 from dvc_modelver.formats.joblib_stream import StreamMachine
 from dvc_modelver.formats.numpy_records import HINT, Array, Data, Encoded
 from dvc_modelver.formats.pickles import Source, Span
 from dvc_modelver.formats.sklearn_objects import View, Walk
-from dvc_modelver.formats.strided import iter_blocks, rechunk
+from dvc_modelver.formats.strided import iter_blocks
 from dvc_modelver.formats.torch_container import is_legacy
 from dvc_modelver.tensors import TensorSpec
 
