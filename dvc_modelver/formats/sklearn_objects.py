@@ -42,7 +42,11 @@ MAX_LISTED_BYTES = 64 << 10
 MAX_MEMBERS = 200
 """Of a dictionary or list of scalars that is listed; a larger one (a vocabulary) is a digest."""
 
-BOOSTERS = {"lightgbm.basic.Booster": ("lightgbm", "_handle", "handle"), "xgboost.core.Booster": ("xgboost", "handle")}
+BOOSTERS = {
+    "lightgbm.basic.Booster": ("lightgbm", "_handle", "handle"),
+    "xgboost.core.Booster": ("xgboost", "handle"),
+    **{f"catboost.core.CatBoost{kind}": ("catboost", "__model") for kind in ("", "Classifier", "Regressor", "Ranker")},
+}
 """Classes that keep a whole model of another format: its name, and the attributes it may be in."""
 
 _SCALARS = (str, bytes, int, float, complex, Global, Span, Encoded, Persistent, type(None))

@@ -536,6 +536,14 @@ def test_records_that_claim_one_array_again_and_again_are_refused(monkeypatch: p
         read(many)
 
 
+def test_boosters_of_one_text_are_refused() -> None:
+    one = b"clightgbm.basic\nBooster\n)\x81}" + text("_handle") + b"h\x00sb"
+    handle = text("x" * 4096) + b"q\x000"
+    assert list(read(b"\x80\x03" + handle + one + b".")) == []
+    with pytest.raises(BadModelError, match="again and again"):
+        read(b"\x80\x03" + handle + b"](" + one * 40 + b"e.")
+
+
 def test_any_changed_byte_is_read_or_is_one_line() -> None:
     value = {
         "w": np.arange(3.0),
