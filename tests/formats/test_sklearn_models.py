@@ -242,6 +242,14 @@ def test_names_of_steps_stand_for_numbers() -> None:
     assert facts["steps.svc.class"] == "sklearn.svm._classes.SVC"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_several_models_in_one_file_keep_their_names() -> None:
+    models = [make_voting() for _ in range(5)]
+    found = open_bytes(pickle.dumps({str(i): model for i, model in enumerate(models)}))
+    names = {spec.name for spec in found.specs}
+    assert {f"{i}.estimators_.lr.coef_" for i in range(5)} <= names
+
+
 def test_labels_and_vocabulary_are_facts() -> None:
     with open_bytes(pickle.dumps(fitted("labels"))) as reader:
         assert reader.structure["classes_"] == '["setosa", "versicolor", "virginica"]'
