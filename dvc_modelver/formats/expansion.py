@@ -9,7 +9,6 @@ Sources: RFC 1950 (zlib), RFC 1952 (gzip), ``joblib/compressor.py`` of joblib 1.
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -35,6 +34,7 @@ def find_method(start: bytes) -> str | None:
         return "zlib"
     marks = {
         b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x5d\0": "lzma", b"\x04\x22\x4d\x18": "lz4",
+        b"ZF0x": "joblib before 0.10",
     }  # fmt: skip
     return next((method for mark, method in marks.items() if start.startswith(mark)), None)
 
@@ -65,6 +65,8 @@ def expand(file: BinaryIO, n_bytes: int, method: str, name: str) -> BinaryIO:
 
 
 def _append(target: BinaryIO, n_bytes: int, piece: bytes) -> BinaryIO:
+    import tempfile
+
     try:
         if n_bytes > MAX_IN_MEMORY_BYTES and isinstance(target, io.BytesIO):
             small, target = target, cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - the caller closes it
@@ -113,6 +115,11 @@ def _find_decompressor(method: str, name: str) -> tuple[Any, tuple[type[Exceptio
 
         kind = lzma.FORMAT_XZ if method == "xz" else lzma.FORMAT_ALONE
         return lzma.LZMADecompressor(kind, memlimit=MAX_WINDOW_BYTES), (lzma.LZMAError, EOFError, MemoryError)
+    if method != "lz4":
+        raise BadModelError(
+            f"{name}: found a file of {method}, expected one of a later version",
+            hint="load it with joblib.load if you trust it, and save it again",
+        )
     try:
         import lz4.frame  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as err:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dvc_modelver.formats.base import printable
+
 
 @dataclass(frozen=True, slots=True)
 class Global:
@@ -69,7 +71,7 @@ class Call:
         self.pairs: list[tuple[object, object]] | tuple[()] = ()
 
     def __repr__(self) -> str:
-        return f"Call({self.name or '?'})"
+        return f"Call({printable(self.name) or '?'})"
 
     @property
     def name(self) -> str:

@@ -133,9 +133,10 @@ class PickleReader(FileReader):
             walk.add("" if len(roots) == 1 else str(i), root)
         self._views, facts = _find_ties(walk)
         own = [TensorSpec(name, view.kind.dtype or "", view.array.shape) for name, view in self._views.items()]
-        if sum(spec.nbytes for spec in own) > 4 * n_bytes + MAX_REPEATED_BYTES:
+        n_claimed = sum(spec.nbytes for spec in own)
+        if n_claimed > 4 * n_bytes + MAX_REPEATED_BYTES or sum(map(_count_bytes, walk.boosters.values())) > 4 * n_bytes:
             raise BadModelError(
-                f"{self.name}: its arrays claim the same bytes again and again, expected at most four times the file",
+                f"{self.name}: its members claim the same bytes again and again, expected at most four times the file",
                 hint=HINT,
             )
         for prefix, (kind, data) in walk.boosters.items():
@@ -143,7 +144,8 @@ class PickleReader(FileReader):
         own += [replace(spec, name=name) for name, (_, spec) in self._inner.items()]
         self.specs = tuple(sorted(own, key=lambda spec: spec.name))
         self.framework = _find_framework(facts)
-        self.structure = flatten(dict(sorted(facts.items(), key=lambda fact: fact[0].count("."))))
+        if facts:
+            self.structure = flatten(dict(sorted(facts.items(), key=lambda fact: fact[0].count("."))))
 
     def _load(self, n_bytes: int) -> list[object]:
         source = Source(self._data, self.name, 0, n_bytes)
@@ -164,7 +166,7 @@ class PickleReader(FileReader):
         try:
             module = import_module(f"dvc_modelver.formats.{kind}")
             reader: Reader = module.open_file(io.BufferedReader(_Window(file, start, n_bytes)), self.name, None)
-        except (ModuleNotFoundError, BadModelError) as err:
+        except BadModelError as err:
             return {f"{dot}model": f"sha256:{self._digest(data)} ({n_bytes:,} bytes)", f"{dot}unread": str(err)}
         for spec in reader.specs:
             name = dot + spec.name
@@ -288,6 +290,11 @@ class _Window(io.RawIOBase):
         n_read = fill(self._file, view)
         self._at += n_read
         return n_read
+
+
+def _count_bytes(booster: tuple[str, Data]) -> int:
+    data = booster[1].span if isinstance(booster[1], Encoded) else booster[1]
+    return data.n_bytes if isinstance(data, Span) else len(data)
 
 
 def _iter_swapped(pieces: Iterator[memoryview], item_bytes: int) -> Iterator[memoryview]:

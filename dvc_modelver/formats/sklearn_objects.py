@@ -3,9 +3,6 @@
 ``coef_``; ``steps.scaler.mean_`` (a list of names and estimators goes by the names); ``coefs_.0`` (other lists by
 their numbers); ``estimators_.0000.tree_.threshold`` (lists of objects by numbers that sort). A structured array gives
 a tensor for each of its fields. Arrays of text and of objects, and the states of random generators, are no tensors.
-
-Source: scikit-learn 1.9: ``sklearn/tree/_tree.pyx``, ``sklearn/neighbors/_binary_tree.pxi.tp``,
-``sklearn/utils/metaestimators.py``.
 """
 
 from __future__ import annotations
@@ -29,6 +26,19 @@ from dvc_modelver.formats.numpy_records import (
     find_scalar,
 )
 from dvc_modelver.formats.pickles import Call, Global, Persistent, Span
+from dvc_modelver.formats.sklearn_records import (
+    BOOSTERS,
+    GENERATORS,
+    OPTIMIZERS,
+    STATE_NAMES,
+    TREE,
+    TREE_NAMES,
+    find_args,
+    find_pairs,
+    holds_object,
+    name_members,
+    split_states,
+)
 
 MAX_OBJECTS = 500_000
 """Tensors, scalars and containers; of a list of scalars, each eighth."""
@@ -42,26 +52,8 @@ MAX_LISTED_BYTES = 64 << 10
 MAX_MEMBERS = 200
 """Of a dictionary or list of scalars that is listed; a larger one (a vocabulary) is a digest."""
 
-BOOSTERS = {"lightgbm.basic.Booster": ("lightgbm", "_handle", "handle"), "xgboost.core.Booster": ("xgboost", "handle")}
-"""Classes that keep a whole model of another format: its name, and the attributes it may be in."""
-
 _SCALARS = (str, bytes, int, float, complex, Global, Span, Encoded, Persistent, type(None))
 _SHORT_BYTES = 64
-_TREE = "sklearn.tree._tree.Tree"
-_TREE_NAMES = {"left_child": "children_left", "right_child": "children_right", "values": "value"}
-_STATE_NAMES = {
-    "sklearn.neighbors.": (
-        "data", "idx_array", "node_data", "node_bounds", "leaf_size", "n_levels", "n_nodes", "n_trims", "n_leaves",
-        "n_splits", "n_calls", "dist_metric", "sample_weight",
-    ),
-    "sklearn.metrics._dist_metrics.": ("p", "vec", "mat", "func", "kwargs"),
-}  # fmt: skip
-_GENERATORS = {
-    "__randomstate_ctor": "RandomState",
-    "__generator_ctor": "Generator",
-    "__bit_generator_ctor": "BitGenerator",
-}
-_OPTIMIZERS = "sklearn.neural_network._stochastic_optimizers."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +101,7 @@ class Walk:
         self._n_chars = 0
         self._scalars: dict[int, object] = {}
         self._digests: dict[int, tuple[object, str]] = {}
+        # Containers made here: the address of one that is gone could become that of another.
         self._kept: list[object] = []
 
     def add(self, prefix: str, root: object) -> None:
@@ -194,11 +187,11 @@ class Walk:
             kind = value.name.rpartition(".")[2]
             known = self._digests.get(id(value))
             digest = known[1] if known else self._remember(value, self._digest_record(value))
-            return self._note(name, f"{_GENERATORS.get(kind, kind)} sha256:{digest}")
+            return self._note(name, f"{GENERATORS.get(kind, kind)} sha256:{digest}")
         if isinstance(value, Call) and (dtype := self._parser.parse_type(value)) is not None:
             return self._note(name, f"numpy.dtype({dtype.code!r})")
         if isinstance(value, Call) and not (value.states or value.items or value.pairs):
-            args = _find_args(value)
+            args = find_args(value)
             if all(isinstance(arg, _SCALARS) for arg in args):
                 text = ", ".join(quote(self._plain(arg)) for arg in args[:8])
                 return self._note(name, f"{find_class(value)}({text})")
@@ -209,19 +202,21 @@ class Walk:
 
     def _visit_object(self, name: str, made: Call) -> None:
         kind = find_class(made)
-        attributes, others = _split_states(made)
-        args = _find_args(made)
-        if kind.startswith(_OPTIMIZERS) and name.endswith("_optimizer"):
+        attributes, others = split_states(made)
+        args = find_args(made)
+        if kind.startswith(OPTIMIZERS) and name.endswith("_optimizer"):
             name = name.removesuffix("_optimizer") + "optimizer"
         self._note(_join(name, "class"), kind)
-        if kind == _TREE:
+        if kind == TREE:
             self._visit_tree(name, made.args, attributes)
             return
         if kind in BOOSTERS:
             attributes = self._take_booster(name, attributes, BOOSTERS[kind])
         if attributes:
-            self._visit_mapping(name, _name_members(attributes))
-        names = next((found for prefix, found in _STATE_NAMES.items() if kind.startswith(prefix)), ())
+            named = name_members(attributes)
+            self._kept.append(named)
+            self._visit_mapping(name, named)
+        names = next((found for prefix, found in STATE_NAMES.items() if kind.startswith(prefix)), ())
         for state in others:
             self._visit_sequence(name, state, names) if isinstance(state, tuple) else self._visit(name, state)
         for i, (key, value) in enumerate(made.pairs):
@@ -242,7 +237,7 @@ class Walk:
             if arrays and "" in arrays and arrays[""].kind.fields:
                 self._add_members(name, arrays[""], (id(value), ""))
             else:
-                self._visit(_join(name, _TREE_NAMES.get(key, key)), value)
+                self._visit(_join(name, TREE_NAMES.get(key, key)), value)
 
     def _take_booster(self, name: str, attributes: dict[str, object], place: tuple[str, ...]) -> dict[str, object]:
         for key in place[1:]:
@@ -270,14 +265,14 @@ class Walk:
     def _visit_sequence(
         self, name: str, members: Sequence[object], names: Sequence[str] = (), *, is_inner: bool = False
     ) -> None:
-        pairs = _find_pairs(members)
+        pairs = find_pairs(members)
         if pairs is not None:
             for key, member, rest in pairs:
                 self._visit(_join(name, key), member)
                 if rest is not None:
                     self._visit(_join(name, f"{key}.columns"), rest)
             return
-        is_ensemble = not names and not is_inner and any(map(_holds_object, members))
+        is_ensemble = not names and not is_inner and any(map(holds_object, members))
         width = max(4, len(str(len(members) - 1))) if is_ensemble else 0
         first: dict[str, object] = {}
         for i, member in enumerate(members):
@@ -336,14 +331,14 @@ class Walk:
             return
         for axis in array.shape[:0:-1]:
             items = [items[i : i + axis] for i in range(0, len(items), axis)]
-        self._kept.append(items)  # else the address of one of these lists becomes that of another object
+        self._kept.append(items)
         self._visit_sequence(name, items)
 
     def _add_fields(self, name: str, array: Array, kind: NumpyType, offset: int, origin: object) -> None:
         unlisted = False
         for field in kind.fields:
             self._count(1)
-            place = _join(name, _TREE_NAMES.get(field.name, field.name) if name.endswith("tree_") else field.name)
+            place = _join(name, TREE_NAMES.get(field.name, field.name) if name.endswith("tree_") else field.name)
             if field.kind.fields:
                 self._add_fields(place, array, field.kind, offset + field.offset, origin)
             elif field.kind.dtype is not None:
@@ -439,52 +434,3 @@ def _digest_rows(rows: list[object] | list[str]) -> str:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
-
-
-def _find_args(made: Call) -> tuple[object, ...]:
-    if find_class(made) == made.name:
-        return made.args
-    return tuple(arg for arg in made.args[2:] if arg is not None and arg != ())
-
-
-def _split_states(made: Call) -> tuple[dict[str, object], list[object]]:
-    """Give the attributes that an object's states would set, and the states of another form."""
-    attributes: dict[str, object] = {}
-    others: list[object] = []
-    for state in made.states:
-        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
-        if all(isinstance(part, dict | None) for part in parts):
-            for i, (key, value) in enumerate(pair for part in parts if isinstance(part, dict) for pair in part.items()):
-                attributes[key if isinstance(key, str) else f"#{i}"] = value
-        else:
-            others.append(state)
-    return attributes, others
-
-
-def _name_members(attributes: dict[str, object]) -> dict[str, object]:
-    """Put names into a list of fitted estimators, where the list of those it was made of has them."""
-    pairs, fitted = attributes.get("estimators"), attributes.get("estimators_")
-    if not isinstance(pairs, list) or not isinstance(fitted, list):
-        return attributes
-    named = [pair for pair in _find_pairs(pairs) or () if pair[1] != "drop"]
-    if not named or len(named) != len(fitted):
-        return attributes
-    return {**attributes, "estimators_": {key: member for (key, _, _), member in zip(named, fitted, strict=True)}}
-
-
-def _find_pairs(members: Sequence[object]) -> list[tuple[str, object, object]] | None:
-    """Give the names, objects and columns of a list of such; None for another list."""
-    found: dict[str, tuple[str, object, object]] = {}
-    for member in members:
-        match member:
-            case (str() as key, value, *rest) if key and len(rest) < 2 and key not in found:
-                found[key] = (key, value, rest[0] if rest else None)
-            case _:
-                return None
-    return list(found.values()) if any(isinstance(value, Call | Array) for _, value, _ in found.values()) else None
-
-
-def _holds_object(member: object) -> bool:
-    if isinstance(member, list | tuple):
-        member = next(iter(member), None)
-    return isinstance(member, Call) and not member.name.startswith("numpy.")

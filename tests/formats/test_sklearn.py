@@ -7,6 +7,7 @@ import lzma
 import os
 import pickle
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dvc_modelver.errors import BadModelError
+from dvc_modelver.errors import BadModelError, EnvironmentFailed
 from dvc_modelver.formats import expansion, open_reader
 from dvc_modelver.formats import sklearn as reader_module
 from dvc_modelver.formats.base import Reader
@@ -242,6 +243,11 @@ def test_a_bare_array_and_pickles_in_a_row_have_names() -> None:
     assert read(pickle.dumps(w) + pickle.dumps({"b": w})) == {"0": w.tobytes(), "1.b": w.tobytes()}
 
 
+def test_a_file_of_arrays_alone_has_no_facts() -> None:
+    with open_bytes(pickle.dumps({"w": np.arange(2)})) as reader:
+        assert dict(reader.structure) == {}
+
+
 def test_a_pickle_without_arrays_opens() -> None:
     with open_bytes(pickle.dumps({"lr": 0.1, "layers": [1, 2], "nested": {"on": True}})) as reader:
         assert reader.specs == ()
@@ -295,6 +301,25 @@ def test_joblib_without_padding_is_read() -> None:
     assert read(stream.getvalue()) == {name: array.tobytes() for name, array in arrays.items()}
 
 
+def test_files_of_old_versions_of_joblib_are_read() -> None:
+    folder = Path(joblib.__file__).parent / "test" / "data"
+    paths = [*folder.glob("joblib_0.10*"), *folder.glob("joblib_0.11*")]
+    if not paths:
+        pytest.skip("this joblib came without its test data")
+    for path in paths:
+        with open_bytes(path.read_bytes(), "m.joblib") as reader:
+            assert values_of(reader) == {
+                "0": np.arange(5, dtype="<i8").tobytes(),
+                "1": np.arange(5, dtype="<f8").tobytes(),
+                "4": np.arange(3, dtype="<i8").tobytes(),
+            }, path.name
+            assert reader.structure["5"] == "C'est l'\xe9t\xe9 !"
+            assert {k: reader.structure[k] for k in ("2.0", "2.1", "2.2.a")} == {"2.0": 1, "2.1": "abc", "2.2.a": 1}
+    for path in folder.glob("joblib_0.9*.gz"):
+        with pytest.raises(BadModelError, match="before 0"):
+            open_bytes(path.read_bytes(), "m.joblib")
+
+
 # Containers.
 
 
@@ -324,6 +349,16 @@ def test_what_is_expanded_goes_to_disk_beyond_a_limit(monkeypatch: pytest.Monkey
     monkeypatch.setattr(expansion, "MAX_IN_MEMORY_BYTES", 1000)
     array = np.random.default_rng(0).standard_normal(10_000)
     assert read(dump_joblib({"w": array}, 1)) == {"w": array.tobytes()}
+
+
+def test_a_full_disk_is_the_fault_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(expansion, "MAX_IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(EnvironmentFailed, match="No space left"):
+        open_bytes(dump_joblib({"w": np.arange(1000)}, 1))
 
 
 @pytest.mark.parametrize("compress", [zlib.compress, gzip.compress, bz2.compress, lzma.compress])
@@ -454,6 +489,7 @@ def test_the_table_of_hostile_arrays_begins_with_a_good_one() -> None:
         b"\x80\x03cos\nsystem\nX\x02\0\0\0ls\x85R",
         b"\x80\x03cjoblib.numpy_pickle\nNDArrayWrapper\n)\x81}b.",
         b"\x80\x03cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81}b.",
+        dump_joblib(np.arange(3)).replace(b"\x8c\x05dtype\x94\x93", b"\x8c\x05dty\np\x94\x93"),
         b"ZF0x10                " + zlib.compress(b"x"),
     ],
 )
@@ -498,6 +534,14 @@ def test_records_that_claim_one_array_again_and_again_are_refused(monkeypatch: p
     many = b"\x80\x03B" + struct.pack("<I", len(data)) + data + b"q\x000](" + one * 40 + b"e."
     with pytest.raises(BadModelError, match="again and again"):
         read(many)
+
+
+def test_boosters_of_one_text_are_refused() -> None:
+    one = b"clightgbm.basic\nBooster\n)\x81}" + text("_handle") + b"h\x00sb"
+    handle = text("x" * 4096) + b"q\x000"
+    assert list(read(b"\x80\x03" + handle + one + b".")) == []
+    with pytest.raises(BadModelError, match="again and again"):
+        read(b"\x80\x03" + handle + b"](" + one * 40 + b"e.")
 
 
 def test_any_changed_byte_is_read_or_is_one_line() -> None:
