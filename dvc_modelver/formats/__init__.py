@@ -77,7 +77,8 @@ def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None =
             found = _find_by_content(file, claimed)
     else:
         found = _find_by_content(source, claimed)
-    if found and claimed and found.FORMAT != claimed.FORMAT:
+    is_claim = not name.lower().endswith(tuple(_ALSO_DATA))
+    if found and claimed and is_claim and found.FORMAT != claimed.FORMAT:
         raise BadModelError(
             f"{name}: found a file in the format {found.FORMAT}, expected {claimed.FORMAT} by its name",
             hint=f"rename it to end in {found.SUFFIXES[0]}",

@@ -315,7 +315,7 @@ def flatten(value: object, prefix: str = "") -> dict[str, Scalar]:
         if not todo:
             break
         name, item = todo.pop()
-        if isinstance(item, Mapping) and item:
+        if isinstance(item, Mapping) and (item or not name):
             todo.extend((f"{name}.{key}" if name else str(key), member) for key, member in reversed(list(item.items())))
         elif isinstance(item, list | tuple) and any(isinstance(member, Mapping | list | tuple) for member in item):
             todo.extend((f"{name}.{i}" if name else str(i), item[i]) for i in reversed(range(len(item))))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from dvc_modelver.formats.base import rechunk
+from dvc_modelver.formats.base import flatten, rechunk
 
 
 @pytest.mark.parametrize("n_bytes", [1, 2, 3, 5, 7, 16, 99, 100])
@@ -36,3 +36,8 @@ def test_a_piece_that_is_a_buffer_is_not_copied() -> None:
     piece = bytearray(12)
     first, second = rechunk(iter([memoryview(piece)]), 6)
     assert first.obj is second.obj is piece
+
+
+def test_an_empty_configuration_is_no_fact() -> None:
+    assert flatten({}) == {}
+    assert flatten({"a": {}}, "config") == {"config.a": "{}"}
