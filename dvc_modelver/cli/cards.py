@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dvc_modelver import api
 from dvc_modelver.cli.output import render_table
 from dvc_modelver.errors import ModelverError
+from dvc_modelver.formats.base import printable
 from dvc_modelver.progress import human_bytes
 
 if TYPE_CHECKING:
@@ -206,13 +207,15 @@ class FileCard:
     def document(self) -> dict[str, Any]:
         """Give the JSON document."""
         rows = [row.to_dict() for row in self.table.rows] if self.table is not None else []
-        return {"path": self.path, "format": self.format, "bytes": self.size, "tensors": rows}
+        structure = dict(self.table.structure) if self.table is not None else {}
+        return {"path": self.path, "format": self.format, "bytes": self.size, "structure": structure, "tensors": rows}
 
     def lines(self, *, all_tensors: bool) -> list[str]:
         """Give the lines for a person."""
         return [
             f"{self.path}  {self.format}, {human_bytes(self.size)}",
             *_tensor_lines(self.table, all_tensors),
+            *_structure_lines(self.table, all_tensors),
         ]
 
 
@@ -256,7 +259,7 @@ class VersionCard:
             facts.append(("change", f"{c.kind} from {c.from_[:8]}{l2}{cosine}"))
         lines += [f"  {name:<13}{value}" for name, value in facts if value]
         lines += _training_lines(s.metadata)
-        return lines + _tensor_lines(s.table, all_tensors)
+        return [*lines, *_tensor_lines(s.table, all_tensors), *_structure_lines(s.table, all_tensors)]
 
 
 def _training_lines(metadata: ModelMetadata) -> list[str]:
@@ -274,6 +277,18 @@ def _training_lines(metadata: ModelMetadata) -> list[str]:
 
 def _number(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _structure_lines(table: TensorTable | None, all_tensors: bool) -> list[str]:
+    facts = sorted(table.structure.items()) if table is not None else []
+    shown = facts if all_tensors else facts[:_HOW_MANY]
+    if not shown:
+        return []
+    width = max(len(printable(name)) for name, _ in shown)
+    lines = ["", "structure", *(f"  {printable(name):<{width}}  {printable(str(value))}" for name, value in shown)]
+    if len(shown) < len(facts):
+        lines.append(f"and {len(facts) - len(shown)} more lines (--all-tensors lists them)")
+    return lines
 
 
 def _tensor_lines(table: TensorTable | None, all_tensors: bool) -> list[str]:
