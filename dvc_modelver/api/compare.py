@@ -62,7 +62,13 @@ def diff(
     """
     if old is not None and new is not None and is_file_argument(old) and is_file_argument(new):
         return [compare_files(Path(old), Path(new), exact=exact)]
-    repo = Repository.open(folder)
+    try:
+        repo = Repository.open(folder)
+    except UsageError:
+        for text, other in ((old, new), (new, old)):
+            if text is not None and other is not None and is_file_argument(other) and not Path(text).exists():
+                raise NotFoundError(f"{text}: no such file", hint="modelver diff OLD NEW takes two files") from None
+        raise
     if old is not None and new is None and not _is_rev(repo, old) and ".." in old:
         from_base = "..." in old
         old, _, new = old.partition("..." if from_base else "..")

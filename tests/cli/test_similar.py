@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -71,3 +72,10 @@ def test_a_file_that_is_no_model_is_not_compared(sandbox: Sandbox) -> None:
     sandbox.train("net.safetensors", 1)
     (sandbox.path / "notes.txt").write_text("nothing")
     assert "no reader knows its format" in sandbox.modelver("diff", "net.safetensors", "notes.txt", ok=False)
+
+
+def test_a_mistyped_file_outside_a_repository_is_named(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.train("net.safetensors", 1)
+    (sandbox.path / "net.safetensors").rename(tmp_path / "net.safetensors")
+    out = Sandbox(tmp_path).modelver("diff", "net.safetensors", "nope.safetensors", ok=False)
+    assert "nope.safetensors: no such file" in out
