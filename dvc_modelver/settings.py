@@ -13,9 +13,9 @@ from dvc_modelver.errors import BadMetadataError
 
 SETTINGS_FILE = ".modelver.toml"
 GATE_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".keras", ".onnx", ".gguf", ".tflite")
+"""Suffixes that only model weights have: ``git add`` turns such files into pointers without being asked."""
 WEIGHT_SUFFIXES = (*GATE_SUFFIXES, ".npz", ".h5", ".hdf5", ".bin", ".pkl", ".joblib")
 """Suffixes that weights have, the last six not they alone."""
-"""Suffixes that only model weights have: ``git add`` turns such files into pointers without being asked."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,12 @@ from typing import BinaryIO, cast
 from dvc_modelver.errors import BadMetadataError, BadModelError, word
 from dvc_modelver.store.dvcconfig import DvcSettings
 from dvc_modelver.store.folders import hash_folder, is_folder_oid, parse_listing
-from dvc_modelver.store.hashing import Hashes, Progress, hash_file
+from dvc_modelver.store.hashing import RACY_NS, Hashes, Progress, hash_file
 from dvc_modelver.store.objects import MAX_LISTING_BYTES, Objects, disk_error, sync_folder
 from dvc_modelver.store.verified import Hashed
 
 __all__ = ["Cache", "ObjectFolder"]
 
-SETTLED_NS = 20_000_000
-"""A file modified less than this before it was hashed may change again within one tick of the clock."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -34,8 +32,9 @@ class Cache(Objects):
 
     def has(self, oid: str, *, legacy: bool = False) -> bool:
         """Whether the object is there, by name, and all that a folder's listing names; no bytes of theirs are read."""
-        if not super().has(oid, legacy=legacy) or not is_folder_oid(oid):
-            return super().has(oid, legacy=legacy)
+        is_there = super().has(oid, legacy=legacy)
+        if not is_there or not is_folder_oid(oid):
+            return is_there
         try:
             return all(super(Cache, self).has(md5, legacy=legacy) for _, md5 in self.iter_folder(oid, legacy=legacy))
         except BadMetadataError:
@@ -79,7 +78,7 @@ class Cache(Objects):
             if known is not None and (not stored or Objects.has(self, known)):
                 return known
             found = read(file)
-            if started - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS:
+            if started - max(status.st_mtime_ns, status.st_ctime_ns) > RACY_NS:
                 fresh[file] = found
             return found
 

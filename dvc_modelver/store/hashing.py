@@ -14,6 +14,8 @@ from pathlib import Path
 from dvc_modelver.errors import EnvironmentFailed, UsageError, word
 
 BUFFER_BYTES = 4 << 20
+RACY_NS = 20_000_000
+"""A file modified less than this before it was read may change again within one tick of the clock."""
 Progress = Callable[[int], None]
 Sink = Callable[[memoryview | bytes], object]
 

@@ -332,8 +332,8 @@ class Stager:
             path = find_model_path(change.path)
             if path is None or change.path != metadata_path(path) or change.status != "M":
                 continue
-            new, old = self.repo.metadata(view, path), self.repo.metadata(self.repo.at("HEAD"), path)
-            if new is None or old is None or new.model.format != OPAQUE or old.model.format == OPAQUE:
+            new = self.repo.metadata(view, path)
+            if new is None or new.model.format != OPAQUE or not self._was_readable(path):
                 continue
             why = find_defect(self.repo.top / path, path)
             if is_folder_oid(new.md5):
@@ -343,6 +343,14 @@ class Stager:
                     f"modelver pull --force {word(path)}",
                 )
             self.keeper.say(f"{path}: {why or 'no reader knows it any more'}; committed as an opaque file")
+
+    def _was_readable(self, path: str) -> bool:
+        """Whether HEAD has a version of a model that a reader knew."""
+        try:
+            old = self.repo.metadata(self.repo.at("HEAD"), path)
+        except BadMetadataError:
+            return False  # this commit may well be what mends it
+        return old is not None and old.model.format != OPAQUE
 
     def _name_left_out(self) -> None:
         view = self.repo.index()

@@ -17,13 +17,12 @@ from pathlib import Path
 
 from dvc_modelver.errors import EnvironmentFailed
 from dvc_modelver.store.folders import stamp_folder
+from dvc_modelver.store.hashing import RACY_NS
 
 HEADER = "modelver.state/1"
 ABSENT = "-"
 UNSETTLED = "?"
 """Stands for a stamp that cannot be trusted; it equals no stamp, so the file is looked at again."""
-RACY_NS = 20_000_000
-"""A file modified less than this before it was read may change again within one tick of the clock."""
 
 
 @dataclass(frozen=True)

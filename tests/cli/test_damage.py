@@ -417,3 +417,12 @@ def test_a_linked_work_tree_shares_the_cache(two: Sandbox, tmp_path: Path) -> No
     two.git("checkout", "-q", "exp")
     assert two.md5(MODEL) == md5
     assert two.exit_code("fsck") == 0
+
+
+def test_an_opaque_model_mends_metadata_that_head_has_broken(two: Sandbox) -> None:
+    (two.path / f"{MODEL}.modelver.json").write_text("<<<<<<< ours\n")
+    two.git("commit", "-q", "-am", "broken", MODELVER_SKIP="1")
+    (two.path / MODEL).write_bytes(b"no safetensors file")
+    two.modelver("add", MODEL)
+    two.git("commit", "-q", "-m", "mended")
+    assert json.loads((two.path / f"{MODEL}.modelver.json").read_text())["model"]["format"] == "opaque"
