@@ -40,6 +40,14 @@ class Cache(Objects):
         except BadMetadataError:
             return False
 
+    def has_alone(self, oid: str, *, legacy: bool = False) -> bool:
+        """Whether this one object is there, by name; of a folder, its listing."""
+        return super().has(oid, legacy=legacy)
+
+    def check_alone(self, oid: str, *, legacy: bool = False) -> None:
+        """Make sure of this one object's bytes; of a folder's, its listing's; see `Objects.check`."""
+        super().check(oid, legacy=legacy)
+
     # Into the cache
 
     def hash_path(self, path: Path, *, progress: Progress | None = None) -> Hashes:
