@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dvc_modelver.errors import BadMetadataError
@@ -44,28 +44,26 @@ def check_commits(repo: Repository, new: str, known: Sequence[str]) -> list[Prob
     Returns:
         Problems, oldest commit first. Below the newest commit they are warnings, unless ``push.strict``.
     """
-    tip = repo.git.commit_of(new)
-    commits = repo.git.text("rev-list", "--reverse", tip, "--not", *known).split()
-    touched: dict[str, None] = {}
-    found = []
-    for commit in commits:
-        changes = list(_changes_of(repo, commit))
-        touched |= dict.fromkeys(c.path for c in changes)
+    tip = repo.git.find_commit(new)
+    if tip is None:
+        return []  # a tag of a file
+    changed: dict[str, dict[str, None]] = {}
+    for commit, change in repo.git.iter_changes("--reverse", "--diff-merges=first-parent", tip, "--not", *known):
+        if _concerns_us(repo, change):
+            changed.setdefault(commit, {})[change.path] = None
+    found: list[Problem] = []
+    for commit, paths in changed.items():
         if commit != tip:
-            found += _check(repo, commit, [c.path for c in changes], refuses=repo.settings.strict)
-    if commits:
-        found += _check(repo, tip, list(touched), refuses=True)
-    return found
+            found += _check(repo, commit, list(paths), refuses=repo.settings.strict)
+    touched = dict.fromkeys(path for paths in changed.values() for path in paths)
+    return found + (_check(repo, tip, list(touched), refuses=True) if touched else [])
 
 
-def _changes_of(repo: Repository, commit: str) -> Iterator[Change]:
-    parents = repo.git.text("rev-list", "--parents", "-n", "1", commit).split()[1:]
-    base = parents[0] if parents else repo.git.text("hash-object", "-t", "tree", "/dev/null")
-    for change in repo.git.tree_changes(base, commit):
-        if change.status != "D" and (
-            is_pointer_file(change.path) or find_model_path(change.path) or repo.settings.is_gated(change.path)
-        ):
-            yield change
+def _concerns_us(repo: Repository, change: Change) -> bool:
+    path = change.path
+    return change.status != "D" and (
+        is_pointer_file(path) or find_model_path(path) is not None or repo.settings.is_gated(path)
+    )
 
 
 def _check(repo: Repository, commit: str, paths: list[str], *, refuses: bool) -> list[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,19 +64,22 @@ class Upload:
     size: int = 0
 
 
-def objects_of_commits(repo: Repository, new: str | Sequence[str], known: Sequence[str]) -> list[Wanted]:
+def objects_of_commits(
+    repo: Repository, new: str | Sequence[str], known: Sequence[str], *, never_pushed: bool = False
+) -> list[Wanted]:
     """Give the objects that the pointers of some commits name, each once per remote.
 
     Args:
         repo: The repository.
         new: The newest commits (or tags) to be pushed, or arguments of ``git rev-list`` for them.
         known: Arguments of ``git rev-list`` for what the other side has: ``--remotes=origin`` and the like.
+        never_pushed: Also those of outputs with ``push: false``.
     """
     tips = [new] if isinstance(new, str) else list(new)
     found: dict[tuple[object, ...], Wanted] = {}
     for commit, oid, path in _pointer_files(repo, tips, known):
         for pointer in _pointers_of_blob(repo, commit, oid, path):
-            if pointer.md5 and pointer.cache and pointer.push:
+            if pointer.md5 and pointer.cache and (pointer.push or never_pushed):
                 wanted = Wanted(pointer, commit)
                 found.setdefault(wanted.key, wanted)
     return list(found.values())
@@ -90,22 +92,14 @@ def all_tips(repo: Repository) -> list[str]:
 
 def _pointer_files(repo: Repository, tips: Sequence[str], known: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """Give (commit, blob id, path) of every pointer file that a commit brought in, or whose flags it changed."""
-    out = repo.git.run(
-        "log", "-z", "--format=%x01%H", "--no-show-signature", "--raw", "--no-abbrev", "--no-renames", "--root", "-m",
-        "--full-history", *tips, "--not", *known, "--", "*.dvc", "*dvc.lock", "*dvc.yaml", literal=False,
-    )  # fmt: skip
-    parts, commit = iter(out.split(b"\0")), ""
-    for part in parts:
-        text = part.strip()
-        if text.startswith(b"\x01"):
-            commit = text[1:].decode()
-        elif text.startswith(b":"):
-            oid, path = text.split(b" ")[3].decode(), os.fsdecode(next(parts))
-            if posixpath.basename(path) == "dvc.yaml":
-                path = posixpath.join(posixpath.dirname(path), "dvc.lock")
-                oid = repo.objects.find_blob(commit, path) or ZERO_OID
-            if is_pointer_file(path) and set(oid) != {"0"}:
-                yield commit, oid, path
+    args = ("-m", "--full-history", *tips, "--not", *known, "--", "*.dvc", "*dvc.lock", "*dvc.yaml")
+    for commit, change in repo.git.iter_changes(*args):
+        path, oid = change.path, change.new_oid
+        if posixpath.basename(path) == "dvc.yaml":
+            path = posixpath.join(posixpath.dirname(path), "dvc.lock")
+            oid = repo.objects.find_blob(commit, path) or ZERO_OID
+        if is_pointer_file(path) and change.status != "D" and oid != ZERO_OID:
+            yield commit, oid, path
 
 
 def _pointers_of_blob(repo: Repository, commit: str, oid: str, path: str) -> list[Pointer]:
@@ -163,8 +157,7 @@ def upload(repo: Repository, wanted: Iterable[Wanted], say: Say, *, remote_name:
         return []
     with held(repo.layout.common_dir / "modelver", say, alone=False):
         plans = [
-            _plan(repo, Remote.open(root, name), items, legacy=legacy)
-            for (root, name, legacy), items in groups.items()
+            _plan(repo, Remote.open(root, name), items, legacy=legacy) for (root, name, legacy), items in groups.items()
         ]
         lost = [line for plan in plans for line in plan.lost]
         if lost:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dvc_modelver.api.compare import diff
-    from dvc_modelver.api.inspect import check, describe_file, fsck, list_models, log, show, status
+    from dvc_modelver.api.fsck import fsck
+    from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
@@ -22,7 +23,8 @@ __all__ = [
 
 _ROOMS = {
     "compare": ("diff",),
-    "inspect": ("check", "describe_file", "fsck", "list_models", "log", "show", "status"),
+    "fsck": ("fsck",),
+    "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),
     "nearest": ("similar",),
     "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),

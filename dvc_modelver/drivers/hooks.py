@@ -111,7 +111,9 @@ def _follow(repo: Repository, _args: list[str]) -> None:
             if done.md5s:
                 apply_law(repo, say, describing=False, following=True)
             reasons = {p: done.failed[w.md5] for p, w in wanted.items() if w.md5 in done.failed}
-            why = f"larger than limits.fetch_max_bytes ({human_bytes(limit)})" if limit else "limits.fetch_max_bytes is 0"
+            why = (
+                f"larger than limits.fetch_max_bytes ({human_bytes(limit)})" if limit else "limits.fetch_max_bytes is 0"
+            )
             reasons |= {i.path: why for i in done.skipped}
     for path, why in reasons.items():
         say(f"{path}: still the weights of before: {why}\nhint: modelver pull {word(path)}")
@@ -146,6 +148,8 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
         fields = line.split(" ")
         if len(fields) != 4 or fields[1] == ZERO_OID:
             continue  # a deleted ref
+        if repo.git.find_commit(fields[1]) is None:
+            continue  # a tag of a file
         known = known_refs(remote, fields[3] if repo.git.find_commit(fields[3]) else ZERO_OID)
         problems = check_commits(repo, fields[1], known)
         for problem in problems:

@@ -61,6 +61,15 @@ class Cache(Objects):
             return hash_file(path, progress=progress)
         return self._walk(path, lambda file: hash_file(file, sha256=False, progress=progress).md5)[0]
 
+    def list_folder(self, path: Path) -> bytes:
+        """Give the listing of a folder as it lies there, hashing only the files that moved.
+
+        Raises:
+            UsageError: Something is being written there.
+            EnvironmentFailed: Something cannot be read.
+        """
+        return self._walk(path, lambda file: hash_file(file, sha256=False).md5)[1]
+
     def store_path(
         self, path: Path, *, link: bool, known: Hashes | None = None, progress: Progress | None = None
     ) -> Hashes:

@@ -330,7 +330,7 @@ class Objects:
     def _corrupt(self, oid: str, source: Path) -> ObjectCorrupt:
         return ObjectCorrupt(
             f"{source}: its bytes do not have the md5 {oid} that names it",
-            hint="modelver fsck --repair",
+            hint="modelver fsck --all --repair",
         )
 
     def hash_object(self, oid: str, *, legacy: bool = False, progress: Progress | None = None) -> Hashes:
@@ -356,7 +356,7 @@ class Objects:
         if not self.verify(oid, legacy=legacy):
             raise self._corrupt(oid, self.path_of(oid, legacy=legacy))
 
-    def verify(self, oid: str, *, legacy: bool = False, anew: bool = False) -> bool:
+    def verify(self, oid: str, *, legacy: bool = False, anew: bool = False, progress: Progress | None = None) -> bool:
         """Whether an object's bytes have the md5 of its name; of a legacy text object that cannot be told here.
 
         An object that was verified, and not written since, is not read again, unless it is to be read `anew`.
@@ -365,7 +365,7 @@ class Objects:
         if legacy and not oid.endswith(".dir"):
             return True
         if anew or not self._verified.knows(oid, source):
-            if hash_file(source, sha256=False).md5 != oid.removesuffix(".dir"):
+            if hash_file(source, sha256=False, progress=progress).md5 != oid.removesuffix(".dir"):
                 return False
             self._verified.note(oid, source)
         return True
