@@ -453,5 +453,5 @@ def load(
 # Objects
 
 
-for command in (objects.push, objects.pull, objects.fsck):
+for command in (objects.push, objects.pull, objects.fsck, objects.gc, objects.migrate):
     app.command()(command)

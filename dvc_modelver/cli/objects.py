@@ -1,4 +1,4 @@
-"""The commands that move weights about: push, pull, fsck. Each calls one function of the API and prints its answer."""
+"""The commands that move weights about; each calls one function of the API and prints its answer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dvc_modelver.progress import human_bytes
 
 if TYPE_CHECKING:
     from dvc_modelver.api.fsck import Fsck
+    from dvc_modelver.api.gc import Freed
+    from dvc_modelver.api.migrate import Migration
     from dvc_modelver.api.transfer import Pulled
     from dvc_modelver.transfer import Upload
 
@@ -100,3 +102,83 @@ def _fsck_lines(found: Fsck) -> list[str]:
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" + "s" * (n != 1)
+
+
+def gc(
+    force: Annotated[
+        bool, typer.Option("-f", "--force", help="Take them away; without it, only what would go is shown.")
+    ] = False,
+    cloud_backed: Annotated[
+        bool,
+        typer.Option("--cloud-backed", help="Also versions that only history needs, where the remote has them now."),
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also objects that nothing in Git names: weights never committed.")
+    ] = False,
+    project: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Another repository that uses the cache; its needs stay.")
+    ] = None,
+    older_than: Annotated[float, typer.Option(metavar="HOURS", help="Objects that changed since stay.", min=0)] = 24.0,
+    json: JsonFlag = False,
+) -> None:
+    """Free cached weights that no ref, tag, stash, reflog, index or work tree needs."""
+    found = api.gc(
+        force=force, cloud_backed=cloud_backed, everything=everything,
+        projects=project or [], min_age_hours=older_than, say=say,
+    )  # fmt: skip
+    emit_json(_gc_document(found)) if json else emit_lines(_gc_lines(found, older_than))
+
+
+def _gc_document(found: Freed) -> dict[str, Any]:
+    models = [
+        {"name": name or None, "path": path or None,
+         "versions": [{"number": v.number or None, "md5": v.md5, "bytes": v.size} for v in versions]}
+        for (name, path), versions in found.models.items()
+    ]  # fmt: skip
+    return {
+        "done": found.done, "objects": found.objects, "bytes": found.size, "models": models,
+        "unknown": {"objects": found.unknown[0], "bytes": found.unknown[1]},
+        "young": {"objects": found.young[0], "bytes": found.young[1]},
+    }  # fmt: skip
+
+
+def _gc_lines(found: Freed, hours: float) -> list[str]:
+    lines = []
+    for (name, path), versions in found.models.items():
+        size = human_bytes(sum(v.size for v in versions))
+        numbers = ", ".join(f"{v.number} ({v.md5[:8]})" for v in versions)
+        plural = "s" * (len(versions) > 1)
+        lines.append(f"{name}  version{plural} {numbers}  {size}  {path}" if name else f"other outputs  {size}")
+    verb = "freed" if found.done else "would free"
+    lines.append(f"{verb} {human_bytes(found.size)} in {_count(found.objects, 'object')}")
+    for (n, kept), why in (
+        (found.unknown, "that nothing in Git names (--all takes them too)"),
+        (found.young, f"younger than {hours:g} hours (--older-than HOURS)"),
+    ):
+        if n:
+            lines.append(f"kept {human_bytes(kept)} in {_count(n, 'object')} {why}")
+    return lines if found.done or not found.objects else [*lines, "hint: modelver gc --force, with the same options"]
+
+
+def migrate(
+    paths: Annotated[list[str] | None, typer.Argument(help="Files or folders that Git or Git LFS has.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every model that Git or Git LFS has.")] = False,
+    dry_run: Annotated[bool, typer.Option("-n", "--dry-run", help="Only list them.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Bring weights from Git or Git LFS over to DVC: staged, ready to commit; history stays as it is."""
+    done = api.migrate(*(paths or []), everything=everything, dry_run=dry_run, say=say)
+    if json:
+        models = [{"path": m.path, "from": m.source, "bytes": m.size, "md5": m.md5 or None} for m in done.models]
+        emit_json({"dry_run": dry_run, "models": models, "unused_lfs_patterns": done.unused})
+        return
+    emit_lines(_migrate_lines(done, dry_run=dry_run))
+
+
+def _migrate_lines(done: Migration, *, dry_run: bool) -> list[str]:
+    if not done.models:
+        return ["nothing to migrate: Git and Git LFS have no models here"]
+    verb, sources = "would move" if dry_run else "moved", {"git": "Git", "lfs": "Git LFS"}
+    lines = [f"{verb}  {m.path}  {human_bytes(m.size)} from {sources[m.source]}" for m in done.models]
+    lines += [f"{line}: no file uses it now; new files that match it still go to Git LFS" for line in done.unused]
+    return lines if dry_run else [*lines, "staged; git commit keeps it. Older commits keep their weights in Git."]
