@@ -140,6 +140,7 @@ def test_of_a_pointer_alone_the_file_is_fetched_or_asked_for(lfs: Sandbox, tmp_p
     assert done.returncode == 4
     assert "only its LFS pointer is here" in done.stderr
     assert clone.git("status", "--porcelain") == ""
+    shutil.rmtree(tmp_path / "origin.git/lfs", ignore_errors=True)  # git lfs makes it anew
     shutil.move(tmp_path / "lfs", tmp_path / "origin.git/lfs")
     clone.modelver("migrate", "models/one.safetensors")
     clone.git("commit", "-q", "-m", "to DVC")
