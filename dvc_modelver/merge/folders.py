@@ -19,7 +19,7 @@ from dvc_modelver.errors import UsageError, word
 from dvc_modelver.formats import Folder, LocalFolder, open_folder
 from dvc_modelver.formats.folder import INDEX_SUFFIX, MAX_INDEX_BYTES, FolderReader, Part, name_prefix
 from dvc_modelver.merge.files import FileJob, FileSide, check_written, has_fact, merge_metadata
-from dvc_modelver.merge.output import Merged, make_table, new_folder, sync
+from dvc_modelver.merge.output import Merged, make_table, new_folder, synced
 from dvc_modelver.merge.result import Result
 from dvc_modelver.merge.sides import Opened, Side
 from dvc_modelver.merge.threeway import Decision, Fact, Plan, Take, merge_facts, plan
@@ -187,7 +187,6 @@ def _write(
         for path, job in jobs.items():
             with _open_new(temp, path) as out:
                 job.write(out, progress)
-                sync(out)
         for path, side in kept.items():
             with _open_new(temp, path) as out, contents[side].folder.open(path) as source:
                 text = _mend_index(path, source.read(), jobs, path in clashing) if path in indices else None
@@ -195,8 +194,7 @@ def _write(
                     copy_file(source, out, progress)
                 else:
                     out.write(text)
-                sync(out)
-        with open_folder(LocalFolder(temp), str(output)) as reader:
+        with synced([temp, *temp.rglob("*")]), open_folder(LocalFolder(temp), str(output)) as reader:
             check_written(reader, _expected(decided, jobs), str(output), progress)
             table = make_table(reader, {d.name: d.source for d in decided.kept}, opened)
     notes = [note for job in jobs.values() for note in job.result.notes]

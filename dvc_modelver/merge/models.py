@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -12,7 +13,7 @@ from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats import LocalFolder, Reader, open_reader
 from dvc_modelver.merge.files import FileJob, FileSide, check_written, merge_metadata
 from dvc_modelver.merge.folders import merge_folders
-from dvc_modelver.merge.output import Merged, make_table, new_file, sync
+from dvc_modelver.merge.output import Merged, make_table, new_file, synced
 from dvc_modelver.merge.result import Result
 from dvc_modelver.merge.sides import Opened, Side, open_sides
 from dvc_modelver.merge.threeway import Plan, plan
@@ -64,17 +65,17 @@ def _merge_files(opened: Mapping[str, Opened], output: Path, rules: Rules, progr
         return Merged(decided.with_obstacles(job.obstacles))
     with new_file(output) as (file, temp):
         job.write(file, progress)
-        sync(file)
-        with temp.open("rb", buffering=0) as stream, _open_again(cast(BinaryIO, stream), output) as reader:
+        file.flush()
+        with synced([temp]), temp.open("rb", buffering=0) as stream, _open_again(stream, output) as reader:
             expected = {spec: result.digests[spec.name] for spec in result.specs}
             check_written(reader, expected, str(output), progress)
             table = make_table(reader, {name: d.source for name, d in result.decisions.items()}, opened)
     return Merged(decided, output, table, (*decided.notes, *result.notes))
 
 
-def _open_again(stream: BinaryIO, output: Path) -> Reader:
+def _open_again(stream: FileIO, output: Path) -> Reader:
     try:
-        reader = open_reader(stream, str(output), LocalFolder(output.parent))
+        reader = open_reader(cast(BinaryIO, stream), str(output), LocalFolder(output.parent))
     except BadModelError as err:
         raise BadModelError(
             f"{err} (what was merged could not be read back, so nothing was replaced)",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +110,19 @@ def new_folder(output: Path) -> Iterator[Path]:
         raise disk_error(err, output.parent, 0, f"{output.name}: cannot be written in") from err
 
 
-def sync(file: BinaryIO) -> None:
-    """Have a file's bytes on disk."""
-    file.flush()
-    os.fsync(file.fileno())
+@contextmanager
+def synced(paths: Sequence[Path]) -> Iterator[None]:
+    """Have files and folders on disk at the end, while they are read.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(_sync, paths)
+        yield
+    done.result()
+
+
+def _sync(paths: Sequence[Path]) -> None:
+    for path in paths:
+        sync_folder(path)
