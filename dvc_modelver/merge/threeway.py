@@ -5,6 +5,7 @@ Standard library only, and no values: what is to be combined is named here and c
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from dvc_modelver.strategy import NEEDS_BASE, Rules, Strategy
 from dvc_modelver.tensors import find_role
 
 SCHEMA = "modelver.merge/1"
+_LORA = re.compile(r"[._]lora[._](A|B|up|down)\b")
 UNCHANGED = "unchanged"
 COMBINABLE = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64", "C128"})
 """Dtypes whose stored numbers are the values, so that a mean of them means something."""
@@ -210,8 +212,8 @@ def plan(
         ours: The side that is merged into.
         theirs: The side that is merged.
         rules: What decides where both sides changed; by default everything of the kind is a conflict.
-        same_format: Whether all three are files of one format; if not, their structures have nothing in common, and
-            that of ours stands.
+        same_format: Whether ours and theirs are of one format; if not, their structures have nothing in common, and
+            that of ours stands. (A base of another format is to be given without structure.)
     """
     rules = rules or Rules()
     decisions = [_decide(*rows, rules) for rows in _triples(base, ours, theirs)]
@@ -220,6 +222,8 @@ def plan(
     if same_format:
         side = _optimizer_side(decisions)
         facts = merge_facts(base.structure if base else None, ours.structure, theirs.structure, rules, optimizer=side)
+    if any(d.take is Take.COMBINED and _LORA.search(d.name) for d in decisions):
+        notes.append("factors of LoRA layers are combined one by one: the product is not that of combined products")
     ordered = sorted(_without_clashes(decisions), key=lambda d: d.name)
     return Plan(tuple(ordered), facts, rules, tuple(notes))
 

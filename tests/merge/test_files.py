@@ -580,6 +580,23 @@ def test_an_output_of_another_suffix_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out.pt").exists()
 
 
+def test_only_a_file_is_replaced(tmp_path: Path) -> None:
+    side = Side("m", saved(tmp_path, "good", model()))
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UsageError, match="is there already, expected a file"):
+            merge_models(side, side, side, place)
+
+
+def test_facts_of_two_files_converted_alike_are_still_compared(tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
+    base = saved(tmp_path, "base", {"w": np.ones(3, np.float32)})
+    paths = [tmp_path / f"{name}.pt" for name in ("ours", "theirs")]
+    for path, epoch in zip(paths, (1, 2), strict=True):
+        torch.save({"w": torch.ones(3), "epoch": epoch}, path)
+    assert conflicts(merge([base, *paths])) == {"epoch": "added on both sides"}
+
+
 # Memory
 
 

@@ -398,6 +398,14 @@ def test_facts_of_the_optimiser_follow_it() -> None:
     assert [(f.name, f.value) for f in found.facts] == [("optimizer.lr", "z")]
 
 
+def test_factors_of_lora_layers_that_are_combined_are_told() -> None:
+    for name in ("base_model.model.q.lora_A.weight", "q.lora_B.default.weight", "lora_unet_q.lora_up.weight"):
+        sides = [table(row(name, v)) for v in "xyz"]
+        assert decide(sides, rules("mean")).notes[0].startswith("factors of LoRA layers are combined one by one")
+        assert not decide(sides, rules("ours")).notes
+    assert not decide([table(row("lorax.weight", v)) for v in "xyz"], rules("mean")).notes
+
+
 # Facts
 
 
