@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from dvc_modelver.fingerprint.match import match_tensors
+from dvc_modelver.fingerprint.match import MIN_SHIFTED, match_tensors
 from dvc_modelver.fingerprint.row import TensorRow
 from dvc_modelver.metadata import TensorTable
 from dvc_modelver.strategy import NEEDS_BASE, Rules, Strategy
@@ -233,17 +233,36 @@ Triple = tuple[TensorRow | None, TensorRow | None, TensorRow | None]
 
 def _triples(base: TensorTable | None, ours: TensorTable, theirs: TensorTable) -> list[Triple]:
     """Give the rows that are one tensor, whatever its name on each side."""
-    found: list[Triple] = []
+    old = base.rows if base else ()
+    followed = [_follow(old, side.rows) for side in (ours, theirs)]
+    found: list[Triple] = [(row, followed[0].get(row.name), followed[1].get(row.name)) for row in old]
     added: list[dict[str, TensorRow]] = []
-    partners: list[dict[str, TensorRow]] = []
-    for side in (ours, theirs):
-        pairs = match_tensors(base.rows if base else (), side.rows).pairs
-        partners.append({p.old.name: p.new for p in pairs if p.old is not None and p.new is not None})
-        added.append({p.new.name: p.new for p in pairs if p.old is None and p.new is not None})
-    for row in base.rows if base else ():
-        found.append((row, partners[0].get(row.name), partners[1].get(row.name)))
-    for name in dict.fromkeys([*added[0], *added[1]]):
-        found.append((None, added[0].get(name), added[1].get(name)))
+    for side, partners in zip((ours, theirs), followed, strict=True):
+        known = {row.name for row in partners.values()}
+        added.append({row.name: row for row in side.rows if row.name not in known})
+    names = dict.fromkeys([*added[0], *added[1]])
+    return [*found, *((None, added[0].get(name), added[1].get(name)) for name in names)]
+
+
+def _follow(old: Sequence[TensorRow], new: Sequence[TensorRow]) -> dict[str, TensorRow]:
+    """Give what became of the tensors of the base on one side, by their names there.
+
+    A comparison may guess; here a wrong guess would put a value into another's place. So equal values count only where
+    no other tensor has them and they are no constant, similar ones only of tensors that are not small.
+    """
+    n_like = [Counter((row.digest, row.numel) for row in rows) for rows in (old, new)]
+    found = {}
+    for pair in match_tensors(old, new).pairs:
+        if pair.old is None or pair.new is None:
+            continue
+        is_large = pair.old.numel >= MIN_SHIFTED
+        if pair.how == "digest":
+            key = pair.old.digest, pair.old.numel
+            is_sure = n_like[0][key] == n_like[1][key] == 1 and (is_large or pair.old.min != pair.old.max)
+        else:
+            is_sure = pair.how != "sketch" or is_large
+        if is_sure:
+            found[pair.old.name] = pair.new
     return found
 
 
