@@ -75,4 +75,5 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     if path.suffix == ".npz":
         with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
-    return load_file(path)
+    arrays: dict[str, NDArray[Any]] = load_file(path)
+    return arrays

@@ -167,6 +167,27 @@ def test_a_side_that_is_written_meanwhile_is_noticed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_an_interrupted_merge_leaves_what_was_there(tmp_path: Path) -> None:
+    base = model()
+    ours = base | {"layers.0.weight": base["layers.0.weight"] + 1}
+    theirs = base | {"layers.1.weight": base["layers.1.weight"] + 1}
+    base_path, ours_path, theirs_path = three(tmp_path, base, ours, theirs)
+    before = ours_path.read_bytes()
+    left = sum(path.stat().st_size for path in (base_path, ours_path, theirs_path))
+
+    def stop(n_bytes: int) -> None:
+        nonlocal left
+        left -= n_bytes
+        if left < 0:  # the sides were read: it is being written
+            raise KeyboardInterrupt
+
+    sides = [Side(str(path), path) for path in (base_path, ours_path, theirs_path)]
+    with pytest.raises(KeyboardInterrupt):
+        merge_models(sides[0], sides[1], sides[2], ours_path, progress=stop)
+    assert ours_path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def table_of(path: Path) -> TensorTable:
     reader = open_reader(path)
     assert reader is not None
