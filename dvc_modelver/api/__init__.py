@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dvc_modelver.api.compare import diff
+    from dvc_modelver.api.conflicts import merge
     from dvc_modelver.api.inspect import check, describe_file, fsck, list_models, log, show, status
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add", "check", "describe_file", "diff", "doctor", "fsck", "init", "install", "list_models", "load", "log",
-    "mv", "pull", "push", "refresh", "rm", "rollback", "scan", "show", "similar", "status", "tag", "uninstall",
+    "merge", "mv", "pull", "push", "refresh", "rm", "rollback", "scan", "show", "similar", "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
     "compare": ("diff",),
+    "conflicts": ("merge",),
     "inspect": ("check", "describe_file", "fsck", "list_models", "log", "show", "status"),
     "nearest": ("similar",),
     "scan": ("scan",),
