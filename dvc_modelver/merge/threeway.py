@@ -145,6 +145,21 @@ class Plan:
         """The tensors of the result."""
         return tuple(d for d in self.tensors if d.take not in (Take.REMOVED, Take.CONFLICT))
 
+    def with_obstacles(self, obstacles: Mapping[str, str]) -> Plan:
+        """Give the same plan with a conflict for each tensor and fact that cannot be written, and why."""
+
+        def say(one: Decision | Fact) -> str:
+            return f"{one.why}; {obstacles[one.name]}"
+
+        return replace(
+            self,
+            tensors=tuple(
+                replace(d, take=Take.CONFLICT, strategy=None, why=say(d)) if d.name in obstacles else d
+                for d in self.tensors
+            ),
+            facts=tuple(replace(f, take=Take.CONFLICT, why=say(f)) if f.name in obstacles else f for f in self.facts),
+        )
+
     def counts(self) -> dict[str, int]:
         """Give the number of tensors by `Take`, without those that are none."""
         found = Counter(d.take for d in self.tensors)

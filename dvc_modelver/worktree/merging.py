@@ -36,7 +36,7 @@ from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.store.temp import remove
 from dvc_modelver.strategy import Rules
 from dvc_modelver.transfer import Say, Wanted, fetch
-from dvc_modelver.worktree.describe import Contents, KnownVersion, describe_change, find_anywhere
+from dvc_modelver.worktree.describe import Contents, KnownVersion, describe_change, find_anywhere, read_contents
 from dvc_modelver.worktree.state import write_file
 
 MERGES = "merges"
@@ -165,7 +165,7 @@ class Merger:
         assert theirs is not None
         with cache.new_path(path) as target, ProgressLine(f"merging {path}") as progress:
             merged = merge_models(sides["base"], ours, theirs, target, rules, progress=progress)
-            if merged.output is None or merged.table is None:
+            if merged.output is None:
                 left = merged.plan.conflicts
                 return Outcome(
                     undecided=tuple(c.name for c in left), conflicts=tuple(f"{c.name}: {c.why}" for c in left)
@@ -199,14 +199,20 @@ class Merger:
     def _describe(
         self, path: str, versions: Versions, found: dict[str, KnownVersion], merged: Merged, hashes: Hashes
     ) -> Outcome:
-        assert merged.table is not None
         made = Outcome(
             hashes.md5, hashes.size, hashes.n_files, summary=_summary(merged), notes=merged.notes
         )  # fmt: skip
         known = found.get(hashes.md5)
         if known is not None:
             return replace(made, metadata=known.metadata.render(), table=known.table)
-        table = replace(merged.table, md5=hashes.md5)
+        if merged.table is not None:
+            table = replace(merged.table, md5=hashes.md5)
+        else:
+            cache = self.repo.cache(path)
+            place = cache.open_folder(hashes.md5) if is_folder_oid(hashes.md5) else cache.path_of(hashes.md5)
+            contents = read_contents(place, path, hashes)
+            assert contents.table is not None  # it was read back by its reader
+            table = contents.table
         text = table.render()
         parents = [found[md5] for md5 in (versions.ours, versions.theirs) if md5 in found]
         first = parents[0].metadata.model if parents else None
