@@ -142,6 +142,7 @@ class _Resolution:
             if not outcome.md5:
                 conflicts[key] = Conflict(key.partition("\0")[0], outcome.undecided, outcome.conflicts)
         if staging:
+            self.repo.git.run("update-index", "-q", "--refresh", codes=(0, 1))  # or git merge --abort refuses
             apply_law(self.repo, self.say, describing=False, following=True)
         return MergeState(tuple(merged), tuple(conflicts[key] for key in sorted(conflicts)))
 

@@ -191,8 +191,9 @@ class Merger:
         lost = [md5 for md5 in wanted if not cache.has(md5)]
         if lost:
             why = "larger than limits.fetch_max_bytes" if done.skipped else "not in the cache"
+            failed = done.failed.get(lost[0], f"object {lost[0][:8]}: {why}")
             raise ObjectMissing(
-                f"object {lost[0][:8]}: {done.failed.get(lost[0], why)}",
+                failed.splitlines()[0],
                 hint=f"dvc fetch --all-branches {word(model.file)}; modelver merge --continue",
             )
 
