@@ -13,9 +13,9 @@ from typing import Any
 from dvc_modelver.errors import ModelverError, NotFoundError, UsageError
 from dvc_modelver.metadata import ModelMetadata, find_model_path
 from dvc_modelver.repository import Repository, is_pointer_file
-from dvc_modelver.strategy import parse_strategy
+from dvc_modelver.strategy import Rules, parse_strategy
 from dvc_modelver.transfer import Say
-from dvc_modelver.worktree.merge_files import Chosen, FileMerge, unanimous
+from dvc_modelver.worktree.merge_files import Chosen, FileMerge, is_of_pipeline, unanimous
 from dvc_modelver.worktree.merging import MERGES, Merger, Outcome, Versions
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import apply_law, write_if_changed
@@ -106,7 +106,7 @@ class _Resolution:
                 matched.update(found)
                 if found or not patterns:
                     chosen[name] = strategy
-            if outcome.conflicts and not outcome.undecided and not patterns:
+            if not outcome.md5 and not outcome.undecided and not patterns:
                 chosen[""] = strategy
         for pattern in patterns:
             if pattern not in matched:
@@ -154,11 +154,16 @@ class _Resolution:
         key = "\0".join([model, versions.base or "", versions.ours, versions.theirs])
         taken = self.taken.get(key, {})
         rules = self.repo.settings.merge_rules(model)
-        names = {name: parse_strategy(text) for name, text in taken.items() if name}
-        outcome, _ = self.merger.merge(model, versions, replace(rules, names=names), command="modelver merge")
         whole = taken.get("")
-        if not outcome.md5 and not outcome.undecided and whole in ("ours", "theirs"):
-            return Chosen(versions.ours if whole == "ours" else versions.theirs, is_clean=True)
+        if whole in ("ours", "theirs"):
+            return Chosen(versions.ours if whole == "ours" else versions.theirs, is_clean=True, is_whole=True)
+        if whole is None and is_of_pipeline(self.repo, model) and rules == Rules():
+            self.outcomes[key] = Outcome(conflicts=("made by its stage on both sides: dvc repro makes it anew",))
+            return Chosen(versions.ours, is_clean=False)
+        names = {name: parse_strategy(text) for name, text in taken.items() if name}
+        default = parse_strategy(whole) if whole is not None else rules.default
+        chosen = replace(rules, default=default, names=names)
+        outcome, _ = self.merger.merge(model, versions, chosen, command="modelver merge")
         self.outcomes[key] = outcome
         return Chosen(outcome.md5, True, outcome) if outcome.md5 else Chosen(versions.ours, is_clean=False)
 

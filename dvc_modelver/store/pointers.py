@@ -335,6 +335,24 @@ def set_out(text: str, pointer: Pointer, *, md5: str, size: int | None, n_files:
     return _edited(text, pointer.file, edit)
 
 
+def read_lock_stages(text: str, file: str) -> Mapping[str, Any]:
+    """Give the entries of a ``dvc.lock`` by stage, to be compared.
+
+    Raises:
+        BadMetadataError: The file cannot be read.
+    """
+    return _stages(_load(text.encode(), file))
+
+
+def remove_lock_stage(text: str, stage: str) -> str:
+    """Give the text of a ``dvc.lock`` without a stage's entry."""
+
+    def edit(data: Any) -> None:
+        (data["stages"] if "schema" in data else data).pop(stage, None)
+
+    return _edited(text, "dvc.lock", edit)
+
+
 def replace_lock_stage(text: str, stage: str, other: str) -> str:
     """Give the text of a ``dvc.lock`` with one stage's whole entry taken from another version of the file.
 

@@ -16,18 +16,34 @@ from dvc_modelver.git.porcelain import GitFailed
 from dvc_modelver.metadata import TABLE_SUFFIX, ModelMetadata, TensorTable, find_model_path
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.folders import is_folder_oid, merge_listings, render_listing
-from dvc_modelver.store.pointers import Pointer, read_pointers, set_out
+from dvc_modelver.store.pointers import (
+    Pointer,
+    read_lock_stages,
+    read_pointers,
+    remove_lock_stage,
+    replace_lock_stage,
+    set_out,
+)
+from dvc_modelver.strategy import Rules
 from dvc_modelver.transfer import Say
 from dvc_modelver.worktree.merging import Merger, Outcome, Versions, merge_documents
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The version that a model has after the merge; `outcome` where it is neither side's."""
+    """The version that a model has after the merge.
+
+    Attributes:
+        md5: Its object.
+        is_clean: Whether that is decided.
+        outcome: What came of merging; None where it is one side's version.
+        is_whole: Whether the user took that side's.
+    """
 
     md5: str
     is_clean: bool
     outcome: Outcome | None = None
+    is_whole: bool = False
 
 
 MergedOut = tuple[str, int | None, int | None, bool]
@@ -53,6 +69,8 @@ class FileMerge:
     def merge(self, base: bytes, ours: bytes, theirs: bytes) -> tuple[bytes | None, bool]:
         """Give the merged text (None leaves ours as it is), and whether there is no conflict."""
         model = find_model_path(self.path)
+        if model is None and posixpath.basename(self.path) == "dvc.lock":
+            return self._merge_lock(base, ours, theirs)
         if model is None:
             return self._merge_pointers(base, ours, theirs)
         if self.path.endswith(TABLE_SUFFIX):
@@ -88,7 +106,7 @@ class FileMerge:
     # Pointers
 
     def _merge_pointers(self, base: bytes, ours: bytes, theirs: bytes) -> tuple[bytes | None, bool]:
-        """Merge a ``.dvc`` or ``dvc.lock``: outputs as objects, all other lines as text."""
+        """Merge a ``.dvc``: outputs as objects, all other lines as text."""
         texts = [text.decode("utf-8") for text in (base, ours, theirs)]
         found = [self._outs(text) for text in (base, ours, theirs)]
         is_clean = True
@@ -106,6 +124,49 @@ class FileMerge:
             self.say(f"{self.path}: changed on both sides: ours stands\nhint: {self._way_out()}")
             return None, False
         return merged.encode(), is_clean
+
+    def _merge_lock(self, base: bytes, ours: bytes, theirs: bytes) -> tuple[bytes | None, bool]:
+        """Merge a ``dvc.lock`` stage by stage; one that both sides ran anew is ours, or that of the chosen model.
+
+        A merged model stays with the parameters and dependencies that ours was made from, so that DVC goes on
+        saying of the stage what differs from them.
+        """
+        texts = [text.decode("utf-8") for text in (base, ours, theirs)]
+        old, mine, other = (read_lock_stages(text, self.path) if text else {} for text in texts)
+        outs = [self._outs(text) for text in (base, ours, theirs)]
+        merged, is_clean = texts[1], True
+        for stage in sorted({*old, *mine, *other}):
+            entry = other.get(stage)
+            if entry in (mine.get(stage), old.get(stage)):
+                continue
+            if mine.get(stage) == old.get(stage):
+                merged = replace_lock_stage(merged, stage, texts[2]) if entry else remove_lock_stage(merged, stage)
+                continue
+            made = self._merge_stage(stage, merged, texts[2], outs)
+            is_clean = is_clean and made is not None
+            merged = merged if made is None else made
+        return merged.encode(), is_clean
+
+    def _merge_stage(self, stage: str, merged: str, theirs: str, outs: list[Mapping[str, Pointer]]) -> str | None:
+        """Give the lock with a stage that both sides ran; None where nothing decides it."""
+        decided = []
+        for path, out in outs[1].items():
+            old, other = outs[0].get(path), outs[2].get(path)
+            if out.stage == stage and self.repo.is_model(self.repo.work_tree, out) and other and other.md5 and out.md5:
+                chosen = self.choose(path, Versions(old.md5 if old else None, out.md5, other.md5))
+                decided.append((out, other, chosen))
+        if decided and all(chosen.outcome for _, _, chosen in decided):
+            for out, _, chosen in decided:
+                made = chosen.outcome
+                assert made is not None
+                merged = set_out(merged, out, md5=made.md5, size=made.size, n_files=made.n_files)
+            return merged
+        if decided and all(chosen.is_whole for _, _, chosen in decided):
+            sides = {chosen.md5 == other.md5 for _, other, chosen in decided}
+            if len(sides) == 1:
+                return replace_lock_stage(merged, stage, theirs) if sides.pop() else merged
+        self.say(f"{self.path}: stage {stage!r} was run on both sides: ours stands\nhint: {self._way_out()}")
+        return None
 
     def _way_out(self) -> str:
         if posixpath.basename(self.path) == "dvc.lock":
@@ -194,10 +255,18 @@ def choose_version(merger: Merger, model: str, versions: Versions, *, command: s
     known = unanimous(versions)
     if known is not None:
         return known
-    outcome, is_new = merger.merge(model, versions, merger.repo.settings.merge_rules(model), command=command)
+    rules = merger.repo.settings.merge_rules(model)
+    if is_of_pipeline(merger.repo, model) and rules == Rules():
+        return Chosen(versions.ours, is_clean=False)
+    outcome, is_new = merger.merge(model, versions, rules, command=command)
     if is_new:
         merger.say("\n".join(told(model, outcome)))
     return Chosen(outcome.md5, True, outcome) if outcome.md5 else Chosen(versions.ours, is_clean=False)
+
+
+def is_of_pipeline(repo: Repository, model: str) -> bool:
+    """Whether a stage makes a model: what is merged is of neither run, so nothing is merged unless a rule says so."""
+    return any(p.path == model and p.kind == "lock" for p in repo.pointers(repo.work_tree))
 
 
 def unanimous(versions: Versions) -> Chosen | None:

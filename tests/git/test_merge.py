@@ -264,29 +264,52 @@ def test_a_model_removed_on_one_side_is_left_to_git(forked: Sandbox) -> None:
     assert forked.exit_code("merge") == 1
 
 
-def test_a_pipelines_model_is_merged_in_its_lock_file(sandbox: Sandbox) -> None:
-    """Sides that retrained with other parameters conflict, since merged weights are of neither; dvc.lock stays whole."""
-    sandbox.write("train.py", "import sys; sys.path.insert(0, '.')\nimport shutil, json\n"
-                              "seed = json.load(open('params.json'))['seed']\nshutil.copy(f'w{seed}', 'm.safetensors')\n")  # fmt: skip
+@pytest.fixture
+def pipeline(sandbox: Sandbox) -> Sandbox:
+    """A stage that both sides ran anew, with other parameters; the parameters themselves are merged."""
     for n, weights in enumerate((BASE, THEIRS, OURS)):
         save_file(weights, sandbox.path / f"w{n}")
-    sandbox.write("params.json", '{"seed": 0}')
+    sandbox.write(
+        "train.py",
+        "import json, shutil\nshutil.copy(f'w{json.load(open(\"params.json\"))[\"seed\"]}', 'm.safetensors')\n",
+    )
     sandbox.write(".gitignore", "/w0\n/w1\n/w2\n")
-    sandbox.write("dvc.yaml", "stages:\n  train:\n    cmd: python train.py\n    deps: [train.py]\n"
-                              "    params:\n    - params.json:\n      - seed\n    outs: [m.safetensors]\n")  # fmt: skip
+    sandbox.write(".gitattributes", (sandbox.path / ".gitattributes").read_text() + "params.json merge=union\n")
+    stage = "cmd: python train.py\n    deps: [train.py]\n    params:\n    - params.json:\n      - seed\n    outs: [m.safetensors]\n"
+    other = "stages:\n  {}:\n    cmd: cp train.py {}.txt\n    outs: [{}.txt]\n  train:\n    " + stage
     for branch, seed in (("main", 0), ("other", 1), ("main", 2)):
         sandbox.git("switch", "-q", *(["-c", "other"] if branch == "other" else ["main"]))
         sandbox.write("params.json", json.dumps({"seed": seed}))
+        if seed != 1:
+            sandbox.write("dvc.yaml", other.format("x", "x", "x") if seed else "stages:\n  train:\n    " + stage)
         sandbox.dvc("repro", "-q")
         sandbox.git("add", ".")
         sandbox.git("commit", "-q", "-a", "-m", f"seed {seed}")
-    said = sandbox.git("merge", "other", ok=False)
-    assert "dvc repro" in said
-    lock = (sandbox.path / "dvc.lock").read_text()
+    return sandbox
+
+
+def test_a_pipelines_model_that_both_sides_made_is_a_conflict(pipeline: Sandbox) -> None:
+    said = pipeline.git("merge", "other", ok=False)
+    assert "stage 'train' was run on both sides: ours stands" in said
+    lock = (pipeline.path / "dvc.lock").read_text()
+    ours = pipeline.md5("m.safetensors")
     assert "<<<<<<<" not in lock
-    ours = sandbox.md5("m.safetensors")
     assert ours in lock
-    assert sandbox.metadata_md5("m.safetensors") == ours
+    assert "x.txt" in lock
+    assert pipeline.metadata_md5("m.safetensors") == ours
+    assert "dvc repro" in pipeline.modelver("merge", ok=False)
+    pipeline.modelver("merge", "--take", "theirs")
+    assert is_same(on_disk(pipeline, "m.safetensors"), THEIRS)
+    assert pipeline.md5("m.safetensors") in (pipeline.path / "dvc.lock").read_text()
+
+
+def test_a_pipelines_model_is_merged_where_a_strategy_is_chosen(pipeline: Sandbox) -> None:
+    pipeline.git("merge", "other", ok=False)
+    pipeline.modelver("merge", "--take", "mean")
+    assert is_same(on_disk(pipeline, "m.safetensors"), JOINED)
+    assert pipeline.md5("m.safetensors") in (pipeline.path / "dvc.lock").read_text()
+    pipeline.git("commit", "-q", "-m", "merged")
+    assert pipeline.git("status", "--porcelain") == ""
 
 
 def test_a_folder_of_data_is_merged_file_by_file(sandbox: Sandbox) -> None:
