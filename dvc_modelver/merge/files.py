@@ -25,7 +25,7 @@ from dvc_modelver.merge.write import (
     write_safetensors,
 )
 from dvc_modelver.strategy import Rules
-from dvc_modelver.tensors import BLOCKS, is_quantised
+from dvc_modelver.tensors import BLOCKS, TensorSpec, is_quantised
 
 Progress = Callable[[int], None]
 
@@ -115,7 +115,7 @@ class FileJob:
         """Give the sides whose files have the result's tensors, by name, dtype and shape, and its facts."""
         for side, one in self._sides.items():
             same_tensors = one.reader.format == self._format and set(one.reader.specs) == set(self.result.specs)
-            if same_tensors and all(_has(fact, side) for fact in self._facts):
+            if same_tensors and all(has_fact(fact, side) for fact in self._facts):
                 yield side
 
     def _find_template(self) -> None:
@@ -136,35 +136,42 @@ class FileJob:
         moved = [name for name in {**mine, **wanted} if mine.get(name) != wanted.get(name)]
         why = f"no side's {self._format} file has all of the result, and only values can be replaced in one"
         self._obstruct(moved, why)
-        self.obstacles |= {fact.name: why for fact in self._facts if not _has(fact, next(iter(self._sides)))}
+        self.obstacles |= {fact.name: why for fact in self._facts if not has_fact(fact, next(iter(self._sides)))}
 
     def _obstruct(self, names: Collection[str], why: str) -> None:
         decisions = self.result.decisions
         self.obstacles |= {decisions[name].name if name in decisions else name: why for name in names}
 
 
-def _has(fact: Fact, side: str) -> bool:
+def has_fact(fact: Fact, side: str) -> bool:
+    """Whether a side has what was decided."""
     value = fact.ours if side == "ours" else fact.theirs
     return type(value) is type(fact.value) and bool(value == fact.value)
 
 
-def check_written(reader: Reader, result: Result, where: str, progress: Progress) -> None:
-    """Compare every tensor of a file with what it was to be.
+def check_written(reader: Reader, expected: Mapping[TensorSpec, str], where: str, progress: Progress) -> None:
+    """Compare every tensor of a file or folder with what it was to be.
+
+    Args:
+        reader: Of what was written.
+        expected: Digests.
+        where: How errors call it.
+        progress: Called with the number of bytes read since the last call.
 
     Raises:
         BadModelError: One differs: a side was written while it was read, or tensors overlap in its file.
     """
-    expected = {spec.name: spec for spec in result.specs}
     for spec in reader.specs:
-        is_right = expected.pop(spec.name, None) == spec
-        if is_right and is_quantised(spec.dtype) and spec.dtype not in BLOCKS:
+        found = ""
+        if spec in expected and is_quantised(spec.dtype) and spec.dtype not in BLOCKS:
             found = next(iter(fingerprint(SomeTensors(reader, [spec]), k=16, progress=progress))).digest
-        elif is_right:
+        elif spec in expected:
             found = digest_of(reader.iter_buffers(spec, READ_BYTES), spec, progress)
-        if not is_right or found != result.digests[spec.name]:
+        if found != expected.get(spec):
             raise _differs(where, spec.name)
-    if expected:
-        raise _differs(where, next(iter(expected)))
+    missing = expected.keys() - set(reader.specs)
+    if missing:
+        raise _differs(where, min(spec.name for spec in missing))
 
 
 def _differs(where: str, name: str) -> BadModelError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from dvc_modelver.fingerprint.digest import TensorDigest
 from dvc_modelver.fingerprint.row import TensorRow
 from dvc_modelver.fingerprint.values import encode, make_decoder, real_bytes
 from dvc_modelver.formats.base import Extent, FileReader, Reader, rechunk
+from dvc_modelver.formats.folder import FolderReader
 from dvc_modelver.merge.strategies import Block, Job, combine
 from dvc_modelver.merge.threeway import Decision, Take
 from dvc_modelver.strategy import NEEDS_BASE
@@ -30,9 +31,8 @@ class Result:
     """What a plan makes of three open models, all of it or the tensors of one file.
 
     Args:
-        decisions: Tensors that are kept, none in conflict.
+        decisions: Tensors that are kept, none in conflict, by the names they get in the file.
         readers: The open models by side: ``base`` (where there is one), ``ours`` and ``theirs``.
-        prefix: What stands before the names that tensors have in their own file.
 
     Attributes:
         decisions: By the tensor's name in its file.
@@ -41,11 +41,10 @@ class Result:
         notes: A sentence for each combined tensor with values that are not finite.
     """
 
-    def __init__(self, decisions: Iterable[Decision], readers: Mapping[str, Reader], prefix: str = "") -> None:
+    def __init__(self, decisions: Mapping[str, Decision], readers: Mapping[str, Reader]) -> None:
         self._readers = readers
         self._specs = {side: {spec.name: spec for spec in reader.specs} for side, reader in readers.items()}
-        own = {d.name.removeprefix(prefix): d for d in decisions}
-        self.decisions = dict(sorted(own.items()))
+        self.decisions = dict(sorted(decisions.items()))
         self.specs = tuple(TensorSpec(name, d.dtype, d.shape) for name, d in self.decisions.items())
         self.digests = {name: d.source.digest for name, d in self.decisions.items() if d.source is not None}
         self.notes: list[str] = []
@@ -57,7 +56,9 @@ class Result:
             return None
         side = _side_of(decision)
         reader = self._readers[side]
-        return reader.find_extent(self._specs[side][decision.source.name]) if isinstance(reader, FileReader) else None
+        if not isinstance(reader, FileReader | FolderReader):
+            return None
+        return reader.find_extent(self._specs[side][decision.source.name])
 
     def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give a tensor's values as `Reader.iter_buffers` does."""
@@ -110,7 +111,9 @@ class Result:
         dtype = value_dtype(spec.dtype)
         decode = make_decoder(dtype, np.empty(BLOCK, np.float32))
         for raw in self._readers[side].iter_values(spec, BLOCK * (real_bytes(dtype) or 1)):
-            yield decode(raw).astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+                values = decode(raw).astype(np.float64)
+            yield values
 
 
 def _side_of(decision: Decision) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, cast
 
 from dvc_modelver.errors import BadModelError, UsageError
@@ -89,10 +91,28 @@ def open_sides(sides: Mapping[str, Side], stack: ExitStack, progress: Progress) 
             raise UsageError(f"{side.name}: no reader knows its format, so it has no tensors to merge")
         found[key] = (side, stack.enter_context(reader), file)
     everywhere = set.intersection(*({spec.name for spec in reader.specs} for _, reader, _ in found.values()))
+    # Hashing and reading give up the interpreter's lock; every side has a file handle of its own.
+    with ThreadPoolExecutor(len(found)) as pool:
+        told = _one_at_a_time(progress)
+        tables = {
+            key: pool.submit(_read_table, reader, everywhere, told)
+            for key, (side, reader, _) in found.items()
+            if side.table is None
+        }
     return {
-        key: Opened(side, reader, file, side.table or _read_table(reader, everywhere, progress))
+        key: Opened(side, reader, file, side.table or tables[key].result())
         for key, (side, reader, file) in found.items()
     }
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    lock = Lock()
+
+    def told(n_bytes: int) -> None:
+        with lock:
+            progress(n_bytes)
+
+    return told
 
 
 def _read_table(reader: Reader, everywhere: Collection[str], progress: Progress) -> TensorTable:

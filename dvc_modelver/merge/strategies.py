@@ -57,8 +57,13 @@ def combine(strategy: str, job: Job) -> Iterator[Values]:
         strategy: ``mean``, ``weighted``, ``slerp``, ``task-arithmetic``, ``ties`` or ``dare``.
         job: The tensor.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        yield from _STRATEGIES[strategy](job)
+    pieces = _STRATEGIES[strategy](job)
+    while True:
+        with np.errstate(invalid="ignore", over="ignore"):
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
 def mean(job: Job) -> Iterator[Values]:

@@ -15,10 +15,12 @@ from dvc_modelver.fingerprint.match import match_tensors
 from dvc_modelver.fingerprint.row import TensorRow
 from dvc_modelver.metadata import TensorTable
 from dvc_modelver.strategy import NEEDS_BASE, Rules, Strategy
-from dvc_modelver.tensors import find_role, is_float, is_quantised
+from dvc_modelver.tensors import find_role
 
 SCHEMA = "modelver.merge/1"
 UNCHANGED = "unchanged"
+COMBINABLE = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64", "C128"})
+"""Dtypes whose stored numbers are the values, so that a mean of them means something."""
 
 
 class Take(StrEnum):
@@ -342,9 +344,12 @@ def find_obstacle(base: TensorRow | None, ours: TensorRow | None, theirs: Tensor
     """Say why values cannot be combined; empty where they can."""
     if ours is None or theirs is None:
         return f"{strategy.name} needs both"
-    for row in (ours, theirs, base):
-        if row is not None and (not is_float(row.dtype) or is_quantised(row.dtype)):
+    rows = [row for row in (ours, theirs, base) if row is not None]
+    for row in rows:
+        if row.dtype not in COMBINABLE:
             return f"{row.dtype} values are not combined, say ours or theirs"
+    if len({row.dtype.startswith("C") for row in rows}) > 1:
+        return f"{strategy.name} needs all real or all complex"
     if ours.shape != theirs.shape:
         return f"{strategy.name} needs one shape, found {list(ours.shape)} and {list(theirs.shape)}"
     if base is None or base.shape != ours.shape:
