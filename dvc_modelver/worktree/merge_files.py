@@ -221,6 +221,8 @@ class FileMerge:
 
     def _merge_lines(self, base: str, ours: str, theirs: str) -> str | None:
         """Merge three texts as Git does; None where both changed the same lines."""
+        if theirs in (ours, base) or ours == base:
+            return theirs if ours == base else ours
         folder = self.repo.layout.state_dir
         names = [folder / f"merge-{os.getpid()}-{side}" for side in ("base", "ours", "theirs")]
         try:
@@ -266,6 +268,8 @@ def choose_version(merger: Merger, model: str, versions: Versions, *, command: s
 
 def is_of_pipeline(repo: Repository, model: str) -> bool:
     """Whether a stage makes a model: what is merged is of neither run, so nothing is merged unless a rule says so."""
+    if (repo.top / f"{model}.dvc").is_file():
+        return False
     return any(p.path == model and p.kind == "lock" for p in repo.pointers(repo.work_tree))
 
 

@@ -12,11 +12,10 @@ import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dvc_modelver.errors import ModelverError, ObjectMissing, word
 from dvc_modelver.formats import Folder
-from dvc_modelver.merge.models import Merged, Side, merge_models
 from dvc_modelver.metadata import (
     ModelFacts,
     ModelMetadata,
@@ -38,6 +37,9 @@ from dvc_modelver.strategy import Rules
 from dvc_modelver.transfer import Say, Wanted, fetch
 from dvc_modelver.worktree.describe import Contents, KnownVersion, describe_change, find_anywhere, read_contents
 from dvc_modelver.worktree.state import write_file
+
+if TYPE_CHECKING:  # values are read and written only by the first of a model's files
+    from dvc_modelver.merge.models import Merged, Side
 
 MERGES = "merges"
 KEPT_S = 7 * 24 * 3600
@@ -153,6 +155,8 @@ class Merger:
     # Merging
 
     def _compute(self, path: str, versions: Versions, rules: Rules) -> Outcome:
+        from dvc_modelver.merge.models import merge_models
+
         found = find_anywhere(self.repo, {md5 for md5 in asdict(versions).values() if md5}, _other_heads())
         cache = self.repo.cache(path)
         self._bring(path, versions, found)
@@ -249,6 +253,8 @@ def _other_heads() -> list[str]:
 
 
 def _side(cache: Cache, path: str, md5: str, known: KnownVersion | None) -> Side:
+    from dvc_modelver.merge.models import Side
+
     place: Path | Folder = cache.path_of(md5)
     if is_folder_oid(md5):
         place = cache.open_folder(md5)
