@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +40,12 @@ def merge_lines(done: Merged) -> list[str]:
 
 
 def conflict_hint(done: Merged) -> str:
-    """Give the option that decides the first conflict; empty where none can."""
+    """Give the options that decide the conflicts; empty where the format stands in the way of the first."""
     first = done.plan.conflicts[0]
-    if ";" in first.why and "say ours or theirs" not in first.why:
-        return ""
-    return f"--tensors '{first.name}=ours' decides one; --strategy mean, and the others in docs/merging.md, all of them"
+    one = f"--tensors {shlex.quote(f'{first.name}=ours')} decides one tensor"
+    if "; " not in first.why:
+        return f"modelver merge-file ... --strategy mean combines what both sides changed; {one}"
+    return f"modelver merge-file ... {one}" if "say ours or theirs" in first.why else ""
 
 
 def _list(found: tuple[Decision | Fact, ...]) -> Iterator[str]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from dvc_modelver.errors import UsageError, word
 from dvc_modelver.formats import Folder, LocalFolder, open_folder
 from dvc_modelver.formats.folder import INDEX_SUFFIX, MAX_INDEX_BYTES, FolderReader, Part, name_prefix
 from dvc_modelver.merge.files import FileJob, FileSide, check_written, has_fact, merge_metadata
@@ -53,10 +51,6 @@ class _Contents:
 
 def merge_folders(opened: Mapping[str, Opened], output: Path, rules: Rules, progress: Progress) -> Merged:
     """Merge open folders; see `models.merge_models`."""
-    if os.path.lexists(output):
-        raise UsageError(
-            f"{output}: is there already, expected a new folder", hint=f"mv {word(output)} {word(output)}.old"
-        )
     contents = {key: _list_files(one.side, one.reader, progress) for key, one in opened.items()}
     base = opened.get("base")
     decided = plan(base.table if base else None, opened["ours"].table, opened["theirs"].table, rules, same_format=False)

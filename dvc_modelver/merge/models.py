@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from dvc_modelver.errors import BadModelError
+from dvc_modelver.errors import BadModelError, UsageError, word
 from dvc_modelver.formats import LocalFolder, Reader, open_reader
 from dvc_modelver.merge.files import FileJob, FileSide, check_written, merge_metadata
 from dvc_modelver.merge.folders import merge_folders
@@ -48,6 +49,10 @@ def merge_models(
     """
     given = {"base": base, "ours": ours, "theirs": theirs}
     sides = {key: side for key, side in given.items() if side is not None}
+    if ours.is_folder and os.path.lexists(output):
+        raise UsageError(
+            f"{output}: is there already, expected a new folder", hint=f"mv {word(output)} {word(output)}.old"
+        )
     with ExitStack() as stack:
         opened = open_sides(sides, stack, progress)
         if ours.is_folder:

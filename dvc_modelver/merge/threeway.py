@@ -438,7 +438,11 @@ def merge_facts(
         if _equal(x, y) and _equal(x, z):
             continue
         full = prefix + name
-        take, why = _decide_fact(x, y, z, rules.find(full), optimizer if find_role(full) == "optimizer" else "")
+        strategy = rules.find(full)
+        if find_role(full) == "optimizer":
+            take, why = _decide_optimizer_fact(x, y, z, strategy, optimizer, by_rule=rules.find_rule(full) is not None)
+        else:
+            take, why = _decide_fact(x, y, z, strategy)
         found.append(Fact(full, take, why, *(None if v is _ABSENT else v for v in (x, y, z))))
     return tuple(found)
 
@@ -447,7 +451,20 @@ def _equal(a: object, b: object) -> bool:
     return a is b or (type(a) is type(b) and a == b)
 
 
-def _decide_fact(base: object, ours: object, theirs: object, strategy: Strategy, optimizer: str) -> tuple[Take, str]:
+def _decide_optimizer_fact(
+    base: object, ours: object, theirs: object, strategy: Strategy, side: str, *, by_rule: bool
+) -> tuple[Take, str]:
+    """Decide a fact of optimiser state: as its tensors, else ours where both sides changed it."""
+    take, why = _decide_fact(base, ours, theirs, strategy)
+    if side and not _equal(ours, theirs):
+        value = theirs if side == "theirs" else ours
+        return Take.REMOVED if value is _ABSENT else Take(side), f"optimiser state is that of {side}"
+    if take is Take.CONFLICT and not (by_rule and strategy.name == "conflict"):
+        return Take.REMOVED if ours is _ABSENT else Take.OURS, f"{why}: optimiser state is that of ours"
+    return take, why
+
+
+def _decide_fact(base: object, ours: object, theirs: object, strategy: Strategy) -> tuple[Take, str]:
     def verb(value: object) -> str:
         return "removed" if value is _ABSENT else "added" if base is _ABSENT else "changed"
 
@@ -456,9 +473,6 @@ def _decide_fact(base: object, ours: object, theirs: object, strategy: Strategy,
 
     if _equal(ours, theirs):
         return take(ours, Take.SAME), f"{verb(ours)} on both sides alike"
-    if optimizer:
-        side = Take(optimizer)
-        return take(ours if side is Take.OURS else theirs, side), f"optimiser state is that of {side}"
     if _equal(base, ours):
         return take(theirs, Take.THEIRS), f"{verb(theirs)} by theirs"
     if _equal(base, theirs):
