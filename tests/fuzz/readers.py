@@ -21,7 +21,7 @@ from dvc_modelver.formats.keras_names import describe_config, parse_config
 from dvc_modelver.formats.saved_model import open_folder
 from dvc_modelver.formats.sstable import MAGIC
 from dvc_modelver.security.scan import scan_file
-from dvc_modelver.tensors import DTYPE_BITS, value_dtype
+from dvc_modelver.tensors import is_quantised
 from tests.formats.checkpoints import checkpoint, entry, sealed, table
 from tests.security.samples import zipped
 
@@ -29,7 +29,7 @@ Target = Callable[[bytes], int]
 
 MAX_TENSORS = 32
 MAX_BUFFERS = 8
-BUFFER_BYTES = 4096
+BUFFER_BYTES, SMALL_BUFFER_BYTES = 4096, 16
 
 
 class MemoryFolder:
@@ -56,8 +56,10 @@ def read(reader: Reader | None) -> int:
         check_structure(reader.structure)
         for spec in reader.specs[:MAX_TENSORS]:
             assert all(axis >= 0 for axis in spec.shape)
-            check_length(reader.iter_buffers(spec, BUFFER_BYTES), spec.nbytes)
-            check_length(reader.iter_values(spec, BUFFER_BYTES), spec.numel * DTYPE_BITS[value_dtype(spec.dtype)] // 8)
+            n_value_bytes = 4 * spec.numel if is_quantised(spec.dtype) else spec.nbytes
+            for iterate, n_bytes in ((reader.iter_buffers, spec.nbytes), (reader.iter_values, n_value_bytes)):
+                whole = read_start(iterate(spec, BUFFER_BYTES), BUFFER_BYTES, n_bytes)
+                assert whole.startswith(read_start(iterate(spec, SMALL_BUFFER_BYTES), SMALL_BUFFER_BYTES, n_bytes))
         return len(reader.specs)
 
 
@@ -71,10 +73,11 @@ def check_structure(structure: Mapping[str, Scalar]) -> None:
     assert all(value is None or isinstance(value, str | int | float) for value in structure.values())
 
 
-def check_length(pieces: Iterator[memoryview], expected: int) -> None:
-    lengths = [piece.nbytes for piece in islice(pieces, MAX_BUFFERS)]
-    assert all(n == BUFFER_BYTES for n in lengths[:-1])
-    assert sum(lengths) == min(expected, MAX_BUFFERS * BUFFER_BYTES)
+def read_start(pieces: Iterator[memoryview], buffer_bytes: int, expected: int) -> bytes:
+    found = [bytes(piece) for piece in islice(pieces, MAX_BUFFERS)]
+    assert all(len(piece) == buffer_bytes for piece in found[:-1])
+    assert sum(map(len, found)) == min(expected, MAX_BUFFERS * buffer_bytes)
+    return b"".join(found)
 
 
 def refuses_in_one_line(target: Target) -> Target:
