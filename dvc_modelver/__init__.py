@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import list_models as list_models
     from dvc_modelver.api import load as load
     from dvc_modelver.api import log as log
+    from dvc_modelver.api import merge as merge
     from dvc_modelver.api import merge_file as merge_file
     from dvc_modelver.api import mv as mv
     from dvc_modelver.api import pull as pull
@@ -53,6 +54,7 @@ _VERBS = frozenset(
         "list_models",
         "load",
         "log",
+        "merge",
         "merge_file",
         "mv",
         "pull",

@@ -121,13 +121,17 @@ class Rules:
     Attributes:
         default: Where no rule matches.
         rules: The last one that matches a name wins, as in ``.gitattributes``.
+        names: Strategies for single tensors and facts, chosen in a conflict; they win over all rules.
     """
 
     default: Strategy = Strategy()
     rules: tuple[Rule, ...] = ()
+    names: Mapping[str, Strategy] = field(default_factory=dict)
 
     def find(self, name: str) -> Strategy:
         """Give what decides a tensor, or a fact of the model's structure, of this name."""
+        if name in self.names:
+            return self.names[name]
         found = self.find_rule(name)
         return self.default if found is None else found.strategy
 
@@ -137,4 +141,4 @@ class Rules:
 
     def with_rule(self, tensors: str, strategy: Strategy) -> Rules:
         """Give these rules with one more, which wins over all others."""
-        return Rules(self.default, (*self.rules, Rule(strategy, tensors)))
+        return Rules(self.default, (*self.rules, Rule(strategy, tensors)), self.names)

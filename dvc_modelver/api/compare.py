@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -217,7 +217,7 @@ def _names_model(repo: Repository, text: str) -> bool:
     """Whether an argument names a model's version; a tag like ``digits@v1.0.0`` does, though Git resolves it."""
     name, version, stage = split_reference(text)
     if version or stage:
-        return any(name in (m.name, m.path) for m in repo.models(repo.work_tree)) or not _is_rev(repo, text)
+        return not _is_rev(repo, text) or any(name in (m.name, m.path) for m in repo.models(repo.work_tree))
     if _is_rev(repo, text):
         return False
     try:
@@ -274,14 +274,30 @@ def _view_sides(
     before = {m.path: m for m in repo.models(old)}
     after = {m.path: m for m in repo.models(new)}
     moved = _retrained(repo) if new is repo.work_tree else {}
-    chosen = _chosen(before, after, wanted)
-    for path in chosen:
+    renamed = {} if wanted else _renamed(before, after)  # limited to a path there is no other one, as in git diff
+    for path in _chosen(before, after, wanted):
         was, now = before.get(path), after.get(path)
+        if now is None and was is not None and was.path in renamed.values():
+            continue  # told under its new name
         if not wanted and path not in moved and was and now and _same(was, now):
             continue
+        was = before[renamed[path]] if path in renamed else was
         old_side = _side_of(repo, old, was) if was else None
         new_side = moved[path] if path in moved else (_side_of(repo, new, now) if now else None)
         yield old_side, new_side
+
+
+def _renamed(before: dict[str, TrackedModel], after: dict[str, TrackedModel]) -> dict[str, str]:
+    """Give new path -> old path of models that lie elsewhere: with the same bytes, else with the same name."""
+    gone = [m for path, m in before.items() if path not in after]
+    found: dict[str, str] = {}
+    keys: list[Callable[[TrackedModel], str | None]] = [lambda m: m.pointer.md5, lambda m: m.name]
+    for key in keys:
+        for path, model in after.items():
+            left = [g for g in gone if g.path not in found.values() and key(g) == key(model)]
+            if left and path not in before and path not in found:
+                found[path] = left[0].path
+    return found
 
 
 def _chosen(before: dict[str, TrackedModel], after: dict[str, TrackedModel], wanted: Iterable[str]) -> list[str]:

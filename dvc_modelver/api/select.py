@@ -9,7 +9,7 @@ from dvc_modelver.errors import BadMetadataError, NotFoundError, word
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.registry.history import find_stage, find_version
 from dvc_modelver.registry.tags import read_tags
-from dvc_modelver.repository import Repository, TrackedModel, View
+from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.pointers import Pointer
@@ -94,7 +94,7 @@ def select(repo: Repository, reference: str) -> Selected:
 
 
 def _pointer_at(repo: Repository, commit: str, path: str) -> Pointer:
-    view: View = repo.at(commit)
+    view: View = CommitView(commit, repo.objects)
     for pointer in repo.pointers(view):
         if pointer.path == path:
             return pointer

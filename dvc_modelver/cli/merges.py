@@ -1,4 +1,4 @@
-"""What ``merge-file`` prints: lines for people, a document for programs."""
+"""What ``merge`` and ``merge-file`` print: lines for people, a document for programs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from dvc_modelver.cli.cards import version_line
 from dvc_modelver.merge.threeway import Decision, Fact
 
 if TYPE_CHECKING:
+    from dvc_modelver.api.conflicts import MergeState
     from dvc_modelver.merge.models import Merged
 
 _HOW_MANY = 20
@@ -52,3 +54,29 @@ def _list(found: tuple[Decision | Fact, ...]) -> Iterator[str]:
         yield f"  {one.name:<{width}}  {one.why}"
     if len(found) > _HOW_MANY:
         yield f"  and {len(found) - _HOW_MANY} more (--json lists them)"
+
+
+def state_document(found: MergeState) -> dict[str, Any]:
+    """Give what a merge under way has decided, and what it has not."""
+    return {
+        "merged": [metadata.to_dict() for metadata in found.merged],
+        "conflicts": [
+            {"path": one.path, "undecided": list(one.undecided), "why": list(one.lines)} for one in found.conflicts
+        ],
+    }
+
+
+def state_lines(found: MergeState) -> list[str]:
+    """Give the same for people, as git status would say it."""
+    lines = [f"merged {version_line(metadata)}" for metadata in found.merged]
+    for one in found.conflicts:
+        count = len(one.undecided)
+        lines += [f"both modified: {one.path}" + (f": {count} undecided" if count else "")]
+        lines += [f"  {line}" for line in one.lines[:_HOW_MANY]]
+        if len(one.lines) > _HOW_MANY:
+            lines.append(f"  and {len(one.lines) - _HOW_MANY} more (--json lists them)")
+    if found.conflicts:
+        lines.append("decide with: modelver merge --continue --take ours|theirs|mean [PATTERN]")
+    elif found.merged:
+        lines.append("staged; git commit (git rebase --continue...) concludes")
+    return lines or ["no model is in conflict"]

@@ -42,7 +42,7 @@ class Side:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the side as the contract has it."""
-        return {"rev": self.rev or None, "md5": self.md5 or None, "format": self.format or None}
+        return {"path": self.path, "rev": self.rev or None, "md5": self.md5 or None, "format": self.format or None}
 
 
 @dataclass(frozen=True)

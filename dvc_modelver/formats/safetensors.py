@@ -23,7 +23,7 @@ from dvc_modelver.formats.base import (
     quote,
     read_exactly,
 )
-from dvc_modelver.tensors import DTYPE_BITS, TensorSpec
+from dvc_modelver.tensors import DTYPE_BITS, TensorSpec, is_quantised
 
 FORMAT = "safetensors"
 SUFFIXES = (".safetensors",)
@@ -35,6 +35,7 @@ _ORDER = (
     "U8", "BOOL",
 )  # fmt: skip
 _RANKS = {dtype: rank for rank, dtype in enumerate(_ORDER)}
+_DTYPES = tuple(dtype for dtype in DTYPE_BITS if not is_quantised(dtype))
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 
 
@@ -178,8 +179,8 @@ def _parse_entry(tensor: str, entry: object, name: str) -> tuple[TensorSpec, int
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise bad(f"is {quote(entry)}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise bad(f"has dtype {quote(dtype)}, expected one of {', '.join(DTYPE_BITS)}")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise bad(f"has dtype {quote(dtype)}, expected one of {', '.join(_DTYPES)}")
     numel = count_elements(shape) if _is_list_of_int(shape) else None
     if numel is None:
         raise bad(f"has shape {quote(shape)}, expected axis lengths with a product below 2^63")

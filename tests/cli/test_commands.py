@@ -122,6 +122,16 @@ def test_diff_by_version_tag_revision_file_and_exit_code(three: Sandbox, tmp_pat
     assert json.loads((three.path / "out dir.json").read_text())["schema"] == "modelver.diff/1"
 
 
+def test_diff_follows_a_renamed_model(three: Sandbox) -> None:
+    three.modelver("mv", MODEL, "models/other.safetensors")
+    three.git("commit", "-qm", "rename")
+    (found,) = json.loads(three.modelver("diff", "HEAD~1", "HEAD", "--json"))["models"]
+    assert (found["kind"], found["old"]["path"], found["path"]) == ("identical", MODEL, "models/other.safetensors")
+    assert f"models/other.safetensors  {MODEL} version 2" in three.modelver("diff", "HEAD~2", "HEAD")
+    limited = json.loads(three.modelver("diff", "HEAD~1", "HEAD", MODEL, "--json"))["models"]
+    assert [one["kind"] for one in limited] == ["removed"]
+
+
 def test_diff_sees_a_retrained_model_that_is_not_described_yet(three: Sandbox) -> None:
     three.modelver("install", "--no-fsmonitor")
     three.train(MODEL, 7)

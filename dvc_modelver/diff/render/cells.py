@@ -22,6 +22,15 @@ def side_label(side: Side) -> str:
     return f"{number}{side.md5[:8]}" if side.md5 else number.strip() or side.rev
 
 
+def side_labels(change: ModelDiff) -> list[str]:
+    """Name the sides there are, each once, and the path of the old one where it is another."""
+    old, new = change.old, change.new
+    labels = list(dict.fromkeys(side_label(side) for side in (old, new) if side is not None))
+    if old is not None and new is not None and old.path != new.path:
+        return [f"{printable(old.path)} {side_label(old)}", side_label(new)]
+    return labels
+
+
 def summary_lines(change: ModelDiff, unicode: bool) -> list[str]:
     """Give what is said of the whole model: the reason of its kind, distances, counts; each line is indented by two."""
     if change.kind in ("added", "removed"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from dvc_modelver._version import __version__
 from dvc_modelver.diff.changes import ModelDiff, TensorChange
-from dvc_modelver.diff.render.cells import shape_text, side_label, summary_lines
+from dvc_modelver.diff.render.cells import shape_text, side_labels, summary_lines
 from dvc_modelver.fingerprint.row import TensorRow
 from dvc_modelver.resources import read_template
 
@@ -35,12 +35,11 @@ def render_page(title: str, document: Mapping[str, Any]) -> str:
 
 
 def _model(change: ModelDiff) -> dict[str, Any]:
-    sides = dict.fromkeys(side_label(s) for s in (change.old, change.new) if s is not None)
     return {
         "path": change.path,
         "kind": change.kind,
         "exact": change.exact,
-        "sides": " → ".join(sides),
+        "sides": " → ".join(side_labels(change)),
         "said": [*(line.strip() for line in summary_lines(change, unicode=True)), *change.renames],
         "warnings": list(change.warnings),
         "metrics": [f.to_dict() for f in change.metrics],

@@ -14,7 +14,7 @@ from dvc_modelver.diff.render.cells import (
     plural,
     printable,
     shapes_text,
-    side_label,
+    side_labels,
     summary_lines,
     value_text,
 )
@@ -48,7 +48,7 @@ def render_markdown(models: Sequence[ModelDiff]) -> str:
 
 
 def _model(change: ModelDiff, limit: int) -> str:
-    sides = " → ".join(dict.fromkeys(side_label(s) for s in (change.old, change.new) if s is not None))
+    sides = " → ".join(side_labels(change))
     head = [f"### {_code(change.path[-200:])}: {change.kind}", "", f"{_plain(sides)}", ""]
     said = [*(line.strip() for line in summary_lines(change, unicode=True)), *change.renames]
     head += [f"- {_plain(line[:400])}" for line in said]

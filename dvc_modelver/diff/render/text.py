@@ -16,7 +16,7 @@ from dvc_modelver.diff.render.cells import (
     plural,
     printable,
     shapes_text,
-    side_label,
+    side_labels,
     summary_lines,
     value_text,
 )
@@ -83,8 +83,7 @@ def render_text(
 
 def _headline(change: ModelDiff, palette: Palette, unicode: bool) -> str:
     arrow = "→" if unicode else "->"
-    sides = [side_label(s) for s in (change.old, change.new) if s is not None]
-    versions = f" {arrow} ".join(dict.fromkeys(sides)) if len(sides) == 2 else (sides[0] if sides else "")
+    versions = f" {arrow} ".join(side_labels(change))
     return palette.paint("meta", f"{printable(change.path)}  {versions}  ") + palette.paint("frag", change.kind)
 
 
