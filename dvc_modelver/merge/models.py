@@ -70,16 +70,23 @@ def _merge_files(opened: Mapping[str, Opened], output: Path, rules: Rules, progr
     with new_file(output) as (file, temp):
         job.write(file, progress)
         file.flush()
-        with temp.open("rb", buffering=0) as stream, _open_again(stream, output) as reader, synced([temp]):
+        with (
+            temp.open("rb", buffering=0) as stream,
+            _open_again(stream, output, opened["ours"].side.name) as reader,
+            synced([temp]),
+        ):
             expected = {spec: result.digests[spec.name] for spec in result.specs}
             check_written(reader, expected, str(output), progress)
             table = make_table(reader, {name: d.source for name, d in result.decisions.items()}, opened)
     return Merged(decided, output, table, (*decided.notes, *result.notes))
 
 
-def _open_again(stream: FileIO, output: Path) -> Reader:
+def _open_again(stream: FileIO, output: Path, like: str) -> Reader:
+    """Open what was written, by the name it gets; where that tells no format, by the name of ours."""
+    reader = None
     try:
-        reader = open_reader(cast(BinaryIO, stream), str(output), LocalFolder(output.parent))
+        for name in (str(output), like):
+            reader = reader or open_reader(cast(BinaryIO, stream), name, LocalFolder(output.parent))
     except BadModelError as err:
         raise BadModelError(
             f"{err} (what was merged could not be read back, so nothing was replaced)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -599,6 +600,14 @@ def test_an_output_of_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadModelError, match="found a file in the format safetensors, expected pytorch by its name"):
         merge_models(side, side, side, tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_an_output_without_a_suffix_is_read_back_as_ours(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.pkl" for name in ("base", "ours", "theirs")]
+    for path, value in zip(paths, (1, 1, 2), strict=True):  # a pickle of protocol 0 is known by its suffix alone
+        path.write_bytes(pickle.dumps({"w": np.full(3, value)}, 0))
+    sides = [Side(path.name, path) for path in paths]
+    assert done(merge_models(sides[0], sides[1], sides[2], tmp_path / "object")).read_bytes() == paths[2].read_bytes()
 
 
 def test_only_a_file_is_replaced(tmp_path: Path) -> None:
