@@ -169,8 +169,13 @@ class Plan:
             if d.strategy is not None:
                 combined.setdefault(str(d.strategy), []).append(d.name)
         chosen = [{"tensors": rule.tensors, "strategy": str(rule.strategy)} for rule in self.rules.rules]
+        taken: dict[str, list[str]] = {}
+        for name, strategy in sorted(self.rules.names.items()):
+            if not strategy.combines:
+                taken.setdefault(str(strategy), []).append(name)
         found: dict[str, Any] = {"strategy": str(self.rules.default), "tensors": self.counts()}
-        return found | ({"rules": chosen} if chosen else {}) | ({"combined": combined} if combined else {})
+        optional = {"rules": chosen, "combined": combined, "taken": taken}
+        return found | {key: value for key, value in optional.items() if value}
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plan as ``--json`` prints it; tensors that no side changed are only counted."""
