@@ -14,16 +14,17 @@ import io
 import os
 import signal
 import sys
+import types
 from typing import Any
 
 
 def _site() -> str:
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
         if "dvc_modelver" in file:
             return f"{os.path.basename(file)}:{frame.f_code.co_name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 
