@@ -128,13 +128,13 @@ def read_saved_model(data: bytes) -> int:
     return read(open_folder(MemoryFolder({"saved_model.pb": data, **variables}), "model"))
 
 
-def scan(name: str, data: bytes) -> int:
-    findings = scan_file(io.BytesIO(data), name).findings
+def scan(names: Sequence[str], data: bytes) -> int:
+    findings = [found for name in names for found in scan_file(io.BytesIO(data), name).findings]
     "".join(part for found in findings for part in (found.member, found.name, found.reason)).encode()
     return len(findings)
 
 
-_UNGUARDED: dict[str, Target] = {
+_READERS: dict[str, Target] = {
     "safetensors": partial(read_file, "model.safetensors"),
     "torch": read_torch,
     "torch-legacy": partial(read_file, "model.pth"),
@@ -153,8 +153,14 @@ _UNGUARDED: dict[str, Target] = {
     "xgboost-ubj": partial(read_file, "model.ubj"),
     "lightgbm": partial(read_file, "model.lgb"),
     "catboost": partial(read_file, "model.cbm"),
-    "scan": partial(scan, "model.pkl"),
 }
 
-TARGETS = {name: refuses_in_one_line(target) for name, target in _UNGUARDED.items()}
+# A scan refuses nothing: damage is a verdict.
+_SCANS: dict[str, Target] = {
+    "scan": partial(scan, ["model.pkl"]),
+    "scan-configs": partial(scan, ["config.json", "tokenizer.yaml", "chat_template.jinja", "model.gguf"]),
+    "scan-graphs": partial(scan, ["model.onnx", "saved_model.pb", "keras_metadata.pb"]),
+}
+
+TARGETS = {**{name: refuses_in_one_line(target) for name, target in _READERS.items()}, **_SCANS}
 """By name, as the folders of ``tests/data/fuzz`` are called."""
