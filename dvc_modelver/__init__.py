@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dvc_modelver.api import list_models as list_models
     from dvc_modelver.api import load as load
     from dvc_modelver.api import log as log
+    from dvc_modelver.api import merge as merge
+    from dvc_modelver.api import merge_file as merge_file
     from dvc_modelver.api import migrate as migrate
     from dvc_modelver.api import mv as mv
     from dvc_modelver.api import pull as pull
@@ -55,6 +57,8 @@ _VERBS = frozenset(
         "list_models",
         "load",
         "log",
+        "merge",
+        "merge_file",
         "migrate",
         "mv",
         "pull",

@@ -131,8 +131,9 @@ def _of_disk(tree: Repository) -> set[str]:
     found: set[str] = set()
     for path in tree.work_tree.paths(is_naming_file):
         found |= find_md5s(tree.work_tree.read(path) or b"")
-    for note in ("state", "gate", "committed"):
-        found |= find_md5s(_read(tree.layout.state_dir / note))
+    for note in tree.layout.state_dir.rglob("*"):
+        if note.is_file() and note.stat().st_size <= MAX_NAMING_BYTES:
+            found |= find_md5s(_read(note))  # state, gate pointers, a merge under way
     return found
 
 

@@ -117,7 +117,8 @@ class _Walker:
         if not all(type(item) in kinds for item in items):
             raise self._bad(f"has {quote(items)}, expected an array of {'whole ' * (dtype[0] == 'i')}numbers")
         try:
-            return np.array(items, dtype)
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+                return np.array(items, dtype)
         except OverflowError as err:
             raise self._bad(f"has {quote(items)}, expected numbers of 64 bits") from err
 
@@ -286,7 +287,8 @@ class UbjsonDocument(_Walker):
         if dtype[0] == "i" and found.code[-2] == "f":
             raise self._bad("has an array of floats, expected whole numbers")
         stored = np.frombuffer(read_exactly(self._file, found.start, found.end - found.start, self._name), found.code)
-        return stored.astype(dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # as in lists; a signaling NaN is a NaN
+            return stored.astype(dtype)
 
     @property
     def _position(self) -> int:

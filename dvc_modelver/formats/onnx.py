@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import (
+    Extent,
     FileReader,
     Folder,
     LocalFolder,
@@ -29,7 +30,7 @@ from dvc_modelver.formats.base import (
 from dvc_modelver.formats.onnx_graph import GRAPH_FIELDS, MODEL_FIELDS, Dequantised, Model, read_model
 from dvc_modelver.formats.onnx_tensors import NARROW, Stored, iter_typed
 from dvc_modelver.formats.protobuf import BYTES, VARINT, Walker
-from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened
+from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened, read_reals
 from dvc_modelver.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ SUFFIXES = (".onnx",)
 MAX_SCALES = 1 << 20
 
 _FRAMEWORKS = {"pytorch": "pytorch", "tf2onnx": "tensorflow", "skl2onnx": "sklearn"}
-_NUMBERS = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4"}
+_NUMBERS = {"F32": "<f4", "BF16": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4"}
 _PIECE = 1 << 18
 
 
@@ -118,6 +119,13 @@ class OnnxReader(FileReader):
             return
         integers = self.iter_buffers(spec, _PIECE)
         yield from rechunk(iter_dequantised(integers, spec, self._read_affine(node, spec)), n_bytes)
+
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        stored = self._stored[spec.name]
+        if stored.field or stored.location or stored.data_type in NARROW or spec.name in self._dequantised:
+            return None
+        return Extent(self._file, stored.start, stored.end)
 
     def _read(self, model: Model) -> None:
         self.framework = _FRAMEWORKS.get(model.producer)
@@ -199,8 +207,8 @@ class OnnxReader(FileReader):
         )
         data = b"".join(bytes(piece) for piece in whole)
         if stored.dtype == "BF16":
-            return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        return np.frombuffer(data, _NUMBERS[stored.dtype]).astype(np.float64)
+            data = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).tobytes()
+        return read_reals(data, _NUMBERS[stored.dtype])
 
 
 def _find_dequantised(model: Model, parameters: Mapping[str, Stored]) -> dict[str, Dequantised]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import struct
+import warnings
 from collections.abc import Callable
 
 from dvc_modelver.errors import BadModelError
@@ -129,7 +130,11 @@ class Literals:
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
             raise self._bad(f"has the string {quote(line[:200])}, expected quotes around it")
         try:
-            return self._decode_old(codecs.escape_decode(line[1:-1])[0])
+            with warnings.catch_warnings():
+                # An escape that Python does not have stands for itself.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                text = codecs.escape_decode(line[1:-1])[0]
+            return self._decode_old(text)
         except ValueError:
             raise self._bad(f"has the string {quote(line[:200])}, expected Python's escapes") from None
 

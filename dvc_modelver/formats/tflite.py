@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dvc_modelver.formats.base import (
+    Extent,
     FileReader,
     Folder,
     flatten,
@@ -23,7 +24,7 @@ from dvc_modelver.formats.base import (
     rechunk,
 )
 from dvc_modelver.formats.flatbuffer import FlatBuffer
-from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened
+from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened, read_reals
 from dvc_modelver.formats.tflite_graph import NARROW, Constant, read_model
 from dvc_modelver.tensors import TensorSpec
 
@@ -93,6 +94,13 @@ class TfliteReader(FileReader):
         affine = self._read_affine(self._constants[spec.name])
         yield from rechunk(iter_dequantised(self.iter_buffers(spec, _PIECE), spec, affine), n_bytes)
 
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        constant = self._constants[spec.name]
+        if constant.kind in NARROW or spec.dtype in QUANTISED.values():
+            return None
+        return Extent(self._file, constant.start, constant.end)
+
     def _iter_raw(self, name: str, constant: Constant, n_bytes: int) -> Iterator[memoryview]:
         return self._iter_span(constant.start, constant.end, n_bytes, f"tensor {quote(name)}")
 
@@ -100,7 +108,7 @@ class TfliteReader(FileReader):
         import numpy as np
 
         at, n = constant.scale
-        scale = np.frombuffer(read_exactly(self._file, at, 4 * n, self.name), "<f4").astype(np.float64)
+        scale = read_reals(read_exactly(self._file, at, 4 * n, self.name), "<f4")
         at, n_zero = constant.zero_point
         zero_point = np.frombuffer(read_exactly(self._file, at, 8 * n_zero, self.name), "<i8").astype(np.int64)
         return Affine(scale, np.resize(zero_point, n) if n_zero else np.zeros(n, np.int64), constant.axis)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import (
+    Extent,
     FileReader,
     Folder,
     ended_early,
@@ -28,6 +29,7 @@ from dvc_modelver.formats.base import (
     rechunk,
 )
 from dvc_modelver.formats.pickles import Span
+from dvc_modelver.formats.quantised import read_reals
 from dvc_modelver.formats.strided import iter_blocks
 from dvc_modelver.formats.torch_container import (
     HINT,
@@ -134,6 +136,15 @@ class TorchReader(FileReader):
         else:
             yield from rechunk(self._iter_real(spec, quantiser, 1 << 18), n_bytes)
 
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        view = self._views[spec.name]
+        if not view.is_contiguous or self._is_changed(view) or is_quantised(spec.dtype):
+            return None
+        file, base = self._find_storage(view.storage)
+        begin = base + view.offset * view.kind.item_bytes
+        return Extent(file, begin, begin + spec.nbytes) if file is self._file else None
+
     def _check_size(self) -> None:
         n_bytes = sum(spec.nbytes for spec in self.specs)
         limit = 4 * measure(self._file) + MAX_REPEATED_BYTES
@@ -210,7 +221,8 @@ class TorchReader(FileReader):
         for piece in self.iter_buffers(spec, n_items * item_bytes):
             integers = np.frombuffer(piece, _INTEGERS[spec.dtype])
             channel = np.arange(position, position + integers.size) // n_inner % scale.size if scale.size > 1 else 0
-            real = ((integers - zero_point[channel]) * scale[channel]).astype("<f4")
+            with np.errstate(all="ignore"):
+                real = ((integers - zero_point[channel]) * scale[channel]).astype("<f4")
             position += integers.size
             yield real.data.cast("B")
 
@@ -232,7 +244,7 @@ class TorchReader(FileReader):
                 f"{self.name}: has {spec.numel} quantisers of one tensor, expected at most {MAX_CHANNELS}", hint=HINT
             )
         pieces = self._iter_gathered(spec, value) if spec.numel else iter(())
-        return np.frombuffer(b"".join(pieces), _REALS[spec.dtype]).astype(np.float64)
+        return read_reals(b"".join(pieces), _REALS[spec.dtype])
 
 
 def _make_spec(name: str, view: View) -> TensorSpec:

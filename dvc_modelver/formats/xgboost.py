@@ -177,6 +177,8 @@ class XgboostReader(TreesReader):
         if n_there < 1 or n_there % 2 == 0:
             raise self._bad(f"tree {self._n_trees - 1} has {n_there} nodes, expected a root and pairs of children")
         n_leaves, n_categories = n_there // 2 + 1, _length(tree.get("categories", []))
+        if n_categories < 0:
+            raise self._bad(f"tree {self._n_trees - 1} has categories {quote(tree['categories'])}, expected a list")
         n_outputs = _count(params.get("size_leaf_vector", "1"))
         if max(n_nodes, n_categories) > MAX_NODES or n_leaves * n_outputs > MAX_NUMBERS:
             raise self._bad(
