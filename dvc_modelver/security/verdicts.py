@@ -95,12 +95,16 @@ class Findings:
 
     Args:
         allow: Names that the owners of the repository have read and allow.
+
+    Attributes:
+        n_template_chars: Length of the templates that were judged.
     """
 
     def __init__(self, allow: Set[str] = frozenset()) -> None:
         self._allow = allow
         self._found: dict[tuple[str, str, str], Finding] = {}
         self._n_found = dict.fromkeys(Verdict, 0)
+        self.n_template_chars = 0
 
     def add(self, member: str, name: str, kind: str, verdict: Verdict, reason: str) -> None:
         """Note a finding; a name that the owners allow is safe."""
