@@ -71,21 +71,25 @@ class WorkTreeView:
 
 
 class IndexView:
-    """What is staged; of a path in conflict, nothing."""
+    """What is staged; of a path in conflict, nothing.
+
+    Attributes:
+        entries: Mode and blob of each path.
+    """
 
     label = "index"
 
     def __init__(self, git: Git, objects: ObjectReader) -> None:
-        self._entries, self._objects = git.index_entries(), objects
+        self.entries, self._objects = git.index_entries(), objects
 
     def read(self, path: str) -> bytes | None:
         """Give the staged bytes at `path`."""
-        entry = self._entries.get(path)
+        entry = self.entries.get(path)
         return None if entry is None else self._objects.read_blob(entry[1])
 
     def paths(self, wanted: Callable[[str], bool]) -> list[str]:
         """Give the staged paths that are `wanted`."""
-        return sorted(p for p in self._entries if wanted(p))
+        return sorted(p for p in self.entries if wanted(p))
 
 
 class CommitView:

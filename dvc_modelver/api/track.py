@@ -10,6 +10,7 @@ from typing import Any
 
 from dvc_modelver.errors import EnvironmentFailed, RefusedError, UsageError, word
 from dvc_modelver.formats.folder import MARKERS
+from dvc_modelver.formats.impostors import find_impostor
 from dvc_modelver.metadata import (
     ModelMetadata,
     TensorTable,
@@ -23,6 +24,7 @@ from dvc_modelver.registry.tags import check_name
 from dvc_modelver.repository import Repository, TrackedModel, is_pointer_file
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import iter_files
+from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.store.pointers import Pointer, set_lock_out
 from dvc_modelver.store.temp import remove
 from dvc_modelver.transfer import Wanted, fetch
@@ -192,8 +194,8 @@ class _Adder:
                 got = fetch(self.repo, [Wanted(pointer)], self.say)
                 for line in got.failed.values():
                     raise EnvironmentFailed(line.split("\n")[0], hint="modelver fsck --remote")
-        elif file.stat().st_size == 0:
-            raise UsageError(f"{path}: empty, expected a model file")
+        else:
+            _check_content(path, file)
         if is_pointer_file(path) or find_model_path(path) or posixpath.basename(path) in _NO_MODELS:
             raise UsageError(f"{path}: one of the repository's own files, expected weights", hint="modelver status")
         if path.startswith(".git/") or "/.dvc/" in f"/{path}":
@@ -240,6 +242,22 @@ class _Adder:
         declared = "user" if outside else None
         made = self.tracker.add(path, pointer, facts=self.facts, declared_by=declared, name=name)
         self.done.append(made.metadata)
+
+
+def _check_content(path: str, file: Path) -> None:
+    """Refuse a file that only has a model's name."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(MAX_GATE_BYTES)
+    found = find_impostor(start, size)
+    if found is not None:
+        raise UsageError(f"{path}: {found.what}, expected weights", hint=found.hint)
+    gate = find_gate(start) if size <= MAX_GATE_BYTES else None
+    if gate is not None:
+        raise UsageError(
+            f"{path}: the gate pointer to object {gate.md5[:8]}, expected weights: it was committed without the hooks",
+            hint=f"ask whoever committed it to run: modelver add {word(path)} && git commit --amend --no-edit",
+        )
 
 
 _NO_MODELS = {".gitignore", ".gitattributes", ".dvcignore", "dvc.yaml", ".modelver.toml"}

@@ -219,6 +219,12 @@ class KnownVersion:
     metadata: ModelMetadata
     table: bytes | None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the table is the one that the metadata names."""
+        wanted = self.metadata.model.tensors_digest
+        return wanted is None or (self.table is not None and table_digest(self.table) == wanted)
+
 
 def _change(path: str, contents: Contents, parent: KnownVersion) -> ChangeFacts:
     new = Side(path, "", contents.table, None, contents.hashes.md5, contents.format)
@@ -286,6 +292,6 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
         except NotFoundError:
             continue
         found = _version_at(repo, commit, path)
-        if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None:
+        if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None and found.is_whole:
             return found
     return None
