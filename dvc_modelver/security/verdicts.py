@@ -121,6 +121,21 @@ class Findings:
             self._found[key] = Finding(member, name, kind, verdict, printable(reason)[:MAX_NAME_CHARS])
             self._n_found[verdict] += 1
 
+    def another(self) -> Findings:
+        """Give an empty one, with the same names allowed."""
+        return Findings(self._allow)
+
+    def has_damage(self) -> bool:
+        """Whether anything could not be read to its end."""
+        return any(kind == "damage" for _, _, kind in self._found)
+
+    def add_others(self, others: Findings, *, only_dangers: bool) -> None:
+        """Note all of others, or what is dangerous of them."""
+        self.n_template_chars += others.n_template_chars
+        for found in others.give("").findings:
+            if found.verdict is Verdict.DANGEROUS or not only_dangers:
+                self.add(found.member, found.name, found.kind, found.verdict, found.reason)
+
     def add_import(self, member: str, found: Global, kind: str) -> None:
         """Note a name that a pickle imports (``import``), or also calls (``call``)."""
         verdict, reason = judge_import(found)
