@@ -26,7 +26,7 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
-from dvc_modelver.settings import WEIGHT_SUFFIXES, Settings, read_settings
+from dvc_modelver.settings import SETTINGS_FILE, WEIGHT_SUFFIXES, Settings, parse_settings, read_settings
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root, share_cache
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
@@ -167,6 +167,15 @@ class Repository:
     def settings(self) -> Settings:
         """What ``.modelver.toml`` says."""
         return read_settings(self.top)
+
+    def settings_in(self, view: View) -> Settings:
+        """What ``.modelver.toml`` says in a view: what was not staged or committed decides nothing for others.
+
+        Raises:
+            BadMetadataError: It cannot be read.
+        """
+        content = view.read(SETTINGS_FILE)
+        return Settings() if content is None else parse_settings(content.decode("utf-8", "replace"))
 
     @cached_property
     def head(self) -> str | None:

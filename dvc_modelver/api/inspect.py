@@ -24,6 +24,7 @@ from dvc_modelver.store.remotes import Remote
 from dvc_modelver.transfer import Wanted, objects_of_commits
 from dvc_modelver.worktree.describe import read_contents
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.safety import check_models
 from dvc_modelver.worktree.state import read_state
 from dvc_modelver.worktree.sync import Seen, look
 
@@ -155,7 +156,9 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None) -> ModelStatu
             pass
     if not _has_its_table(repo, model.path, model.metadata):
         return ModelStatus(path, "conflict", "the tensor table is not the metadata's", f"modelver refresh {word(path)}")
-    if staged is None or model.metadata.md5.encode() not in staged:
+    if staged is None:
+        return ModelStatus(path, "untracked", "described, not staged", f"modelver add {word(path)}")
+    if model.metadata.md5.encode() not in staged:
         return ModelStatus(path, "retrained", f"{_was(seen)}, not staged", "git commit -a")
     head = repo.metadata(repo.at("HEAD"), path) if repo.head is not None else None
     if head is None or head.md5 != model.metadata.md5:
@@ -174,7 +177,7 @@ def _was(seen: Seen) -> str:
 
 
 def check(range_: str | None = None, *, folder: Path | None = None) -> list[Problem]:
-    """Tell what the hooks would have refused.
+    """Tell what the hooks would have refused; of dangerous models, where their objects are in the cache.
 
     Args:
         range_: ``OLD..NEW``, or one revision to check alone; HEAD by default.
@@ -187,9 +190,8 @@ def check(range_: str | None = None, *, folder: Path | None = None) -> list[Prob
     old, dots, new = (range_ or "HEAD").partition("..")
     new = new.lstrip(".") if dots else old
     tip = repo.git.commit_of(new or "HEAD")
-    if dots:
-        return check_commits(repo, tip, [repo.git.commit_of(old or "HEAD")])
-    return check_commits(repo, tip, parents_of(repo, tip))
+    known = [repo.git.commit_of(old or "HEAD")] if dots else parents_of(repo, tip)
+    return [*check_commits(repo, tip, known), *check_models(repo, tip, known)]
 
 
 @dataclass

@@ -95,12 +95,12 @@ def scan_folder(folder: Folder, name: str, allow: Set[str] = frozenset()) -> Ite
 
     Args:
         folder: The files.
-        name: Put before their names.
+        name: Put before their names; ``.`` is not.
         allow: As for `scan_file`.
     """
     for path in folder.names():
         with folder.open(path) as file:
-            yield scan_file(file, f"{name}/{path}", allow)
+            yield scan_file(file, path if name == "." else f"{name}/{path}", allow)
 
 
 def scan_path(path: Path, allow: Set[str] = frozenset()) -> Iterator[Scanned]:

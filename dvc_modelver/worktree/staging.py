@@ -21,7 +21,7 @@ from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.law import Action
-from dvc_modelver.worktree.safety import check_safe
+from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
 from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper, Say, Seen
 from dvc_modelver.worktree.track import Tracker, new_pointer
@@ -177,8 +177,9 @@ class Stager:
     # Retrained models
 
     def _take_in_retrained(self) -> None:
+        entries = self.repo.index().entries
         for seen in self.keeper.look():
-            if seen.action is Action.DESCRIBE and seen.model.metadata is not None:
+            if seen.action is Action.DESCRIBE and metadata_path(seen.path) in entries:
                 self._refuse_outside(seen)
                 self.tracker.add(seen.path, seen.model.pointer)
 
@@ -330,14 +331,21 @@ class Stager:
 
     def _refuse_unsafe(self) -> None:
         """Refuse new objects that would run code when they are loaded, as ``security.refuse`` says."""
-        if self.repo.settings.refuse == "never":
+        view, changes = self.repo.index(), self.repo.git.staged_changes()
+        settings = self.repo.settings_in(view)
+        if settings.refuse == "never":
             return
-        view = self.repo.index()
-        paths = {find_model_path(change.path) for change in self.repo.git.staged_changes() if change.status != "D"}
+        unsafe = []
+        paths = {find_model_path(change.path) for change in changes if change.status != "D"}
         for path in sorted(path for path in paths if path is not None):
             metadata = self.repo.metadata(view, path)
             if metadata is not None:
-                check_safe(self.repo, path, metadata.md5)
+                unsafe += find_unsafe(self.repo, path, metadata.md5, settings)
+        raw, left = find_unsafe_raw(self.repo, changes, settings)
+        for line in left:
+            self.keeper.say(line)
+        if unsafe or raw:
+            raise refusal(self.repo, [*unsafe, *raw], settings)
 
     def _settle(self) -> None:
         found = self.keeper.look()
@@ -376,6 +384,8 @@ class Stager:
     def _name_left_out(self) -> None:
         view = self.repo.index()
         for seen in self.keeper.look():
+            if metadata_path(seen.path) not in view.entries:
+                continue  # untracked, which Git does not name either
             retrained = seen.action is Action.DESCRIBE and seen.model.metadata is not None
             if retrained or seen.is_unstaged(view.read(metadata_path(seen.path))):
                 self.keeper.say(f"not in this commit: {seen.path} was retrained (git commit -a takes it in)")
