@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dvc_modelver.diff.match import match_tensors
 from dvc_modelver.diff.render.text import render_text
+from dvc_modelver.fingerprint.match import match_tensors
 from dvc_modelver.fingerprint.row import TensorRow
 from tests.diff.test_compare import Weights, base, compared, moved
 
