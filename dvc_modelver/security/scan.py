@@ -6,15 +6,14 @@
 
 A file is never loaded, unpacked to disk or run. A verdict is safe only where all of a file was understood; each limit,
 damage or unknown format makes it unknown. Whatever a file is, it is also tried as a pickle and as a zip archive, since
-one file can be several things to several programs; where one reading holds to the last byte and another one may be
-chance, only danger counts of the other.
+one file can be several things to several programs; where one reading holds to the last byte and another one does not,
+only danger counts of the other.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Set
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -147,11 +146,14 @@ class _FileScan:
             self._scan_as_others(part, head)
 
     def _try(self, read: Callable[[_FileScan], object]) -> None:
-        """Read something in one more way, which may be chance: only danger counts."""
+        """Read something in one more way, by chance perhaps: where it does not hold to the end, only danger counts."""
         found = self._findings.another()
-        with suppress(BadModelError):
+        try:
             read(_FileScan(found, self._budget))
-        self._findings.add_others(found, only_dangers=True)
+            holds = not found.has_damage()
+        except BadModelError:
+            holds = False
+        self._findings.add_others(found, only_dangers=not holds)
 
     def _scan_as_others(self, part: Part, head: bytes) -> None:
         if part.suffix in CODE_SUFFIXES or head.startswith(_NATIVE_CODE):
@@ -259,9 +261,7 @@ class _FileScan:
         if is_loader:
             self.scan_part(part)
             return
-        found = self._findings.another()
-        _FileScan(found, self._budget).scan_part(part)
-        self._findings.add_others(found, only_dangers=found.has_damage())
+        self._try(lambda scan: scan.scan_part(part))
 
     def _scan_zip(self, part: Part) -> None:
         if part.n_bytes is None:
