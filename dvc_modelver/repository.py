@@ -26,7 +26,7 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
-from dvc_modelver.settings import WEIGHT_SUFFIXES, Settings, read_settings
+from dvc_modelver.settings import SETTINGS_FILE, WEIGHT_SUFFIXES, Settings, parse_settings, read_settings
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root, share_cache
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
@@ -71,21 +71,25 @@ class WorkTreeView:
 
 
 class IndexView:
-    """What is staged; of a path in conflict, nothing."""
+    """What is staged; of a path in conflict, nothing.
+
+    Attributes:
+        entries: Mode and blob of each path.
+    """
 
     label = "index"
 
     def __init__(self, git: Git, objects: ObjectReader) -> None:
-        self._entries, self._objects = git.index_entries(), objects
+        self.entries, self._objects = git.index_entries(), objects
 
     def read(self, path: str) -> bytes | None:
         """Give the staged bytes at `path`."""
-        entry = self._entries.get(path)
+        entry = self.entries.get(path)
         return None if entry is None else self._objects.read_blob(entry[1])
 
     def paths(self, wanted: Callable[[str], bool]) -> list[str]:
         """Give the staged paths that are `wanted`."""
-        return sorted(p for p in self._entries if wanted(p))
+        return sorted(p for p in self.entries if wanted(p))
 
 
 class CommitView:
@@ -163,6 +167,15 @@ class Repository:
     def settings(self) -> Settings:
         """What ``.modelver.toml`` says."""
         return read_settings(self.top)
+
+    def settings_in(self, view: View) -> Settings:
+        """What ``.modelver.toml`` says in a view: what was not staged or committed decides nothing for others.
+
+        Raises:
+            BadMetadataError: It cannot be read.
+        """
+        content = view.read(SETTINGS_FILE)
+        return Settings() if content is None else parse_settings(content.decode("utf-8", "replace"))
 
     @cached_property
     def head(self) -> str | None:

@@ -17,6 +17,8 @@ GATE_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".keras", ".onnx", ".gg
 """Suffixes that only model weights have: ``git add`` turns such files into pointers without being asked."""
 WEIGHT_SUFFIXES = (*GATE_SUFFIXES, ".npz", ".h5", ".hdf5", ".bin", ".pkl", ".joblib")
 """Suffixes that weights have, the last six not they alone."""
+RAW_SCAN_SUFFIXES = (*WEIGHT_SUFFIXES, ".dill", ".mar", ".nemo", ".npy", ".p", ".pb", ".pickle")
+"""Suffixes of files that a commit is asked about even where they go into Git themselves."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ modelver_touches() { # true when 'git diff <args>' touches a pointer, metadata o
     ! git -c core.fsmonitor=false diff --no-ext-diff --quiet "$@" -- '*.dvc' 'dvc.lock' '*/dvc.lock' \
         '*.modelver.json' '*.modelver.tensors' .modelver.toml ':(icase)*.safetensors' ':(icase)*.pt' \
         ':(icase)*.pth' ':(icase)*.ckpt' ':(icase)*.keras' ':(icase)*.onnx' ':(icase)*.gguf' ':(icase)*.tflite' \
-        '*.npz' '*.h5' '*.hdf5' '*.bin' '*.pkl' '*.joblib' 2>/dev/null
+        ':(icase)*.npz' ':(icase)*.h5' ':(icase)*.hdf5' ':(icase)*.bin' ':(icase)*.pkl' ':(icase)*.joblib' \
+        ':(icase)*.dill' ':(icase)*.mar' ':(icase)*.nemo' ':(icase)*.npy' ':(icase)*.p' ':(icase)*.pb' \
+        ':(icase)*.pickle' 2>/dev/null
 }
 

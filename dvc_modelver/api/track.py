@@ -10,6 +10,7 @@ from typing import Any
 
 from dvc_modelver.errors import EnvironmentFailed, RefusedError, UsageError, word
 from dvc_modelver.formats.folder import MARKERS
+from dvc_modelver.formats.impostors import find_impostor
 from dvc_modelver.metadata import (
     ModelMetadata,
     TensorTable,
@@ -23,11 +24,13 @@ from dvc_modelver.registry.tags import check_name
 from dvc_modelver.repository import Repository, TrackedModel, is_pointer_file
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import iter_files
+from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.store.pointers import Pointer, set_out
-from dvc_modelver.store.temp import remove
+from dvc_modelver.store.temp import remove, separate
 from dvc_modelver.transfer import Wanted, fetch
 from dvc_modelver.worktree.describe import Description
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.safety import find_unsafe
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import Keeper, write_if_changed
 from dvc_modelver.worktree.track import Tracker
@@ -166,6 +169,11 @@ class _Adder:
             assert pointer is not None and pointer.md5 is not None
             hashes = self.repo.cache(path).hash_object(pointer.md5, legacy=pointer.legacy)
             made = self.tracker.track(path, hashes, pointer, facts=self.facts, name=name)
+        self._finish(path, made)
+
+    def _finish(self, path: str, made: Description) -> None:
+        for one in find_unsafe(self.repo, path, made.metadata.md5, self.repo.settings):
+            self.say(f"{one.line(self.repo.settings)}; git commit will refuse it")
         self.done.append(made.metadata)
 
     def _name_origin(self, path: str, made: Description) -> None:
@@ -192,8 +200,8 @@ class _Adder:
                 got = fetch(self.repo, [Wanted(pointer)], self.say)
                 for line in got.failed.values():
                     raise EnvironmentFailed(line.split("\n")[0], hint="modelver fsck --remote")
-        elif file.stat().st_size == 0:
-            raise UsageError(f"{path}: empty, expected a model file")
+        else:
+            _check_content(path, file)
         if is_pointer_file(path) or find_model_path(path) or posixpath.basename(path) in _NO_MODELS:
             raise UsageError(f"{path}: one of the repository's own files, expected weights", hint="modelver status")
         if path.startswith(".git/") or "/.dvc/" in f"/{path}":
@@ -239,7 +247,23 @@ class _Adder:
             pointer = replace(pointer, md5=hashes.md5, size=hashes.size)
         declared = "user" if outside else None
         made = self.tracker.add(path, pointer, facts=self.facts, declared_by=declared, name=name)
-        self.done.append(made.metadata)
+        self._finish(path, made)
+
+
+def _check_content(path: str, file: Path) -> None:
+    """Refuse a file that only has a model's name."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(MAX_GATE_BYTES)
+    found = find_impostor(start, size)
+    if found is not None:
+        raise UsageError(f"{path}: {found.what}, expected weights", hint=found.hint)
+    gate = find_gate(start) if size <= MAX_GATE_BYTES else None
+    if gate is not None:
+        raise UsageError(
+            f"{path}: the gate pointer to object {gate.md5[:8]}, expected weights: it was committed without the hooks",
+            hint=f"ask whoever committed it to run: modelver add {word(path)} && git commit --amend --no-edit",
+        )
 
 
 _NO_MODELS = {".gitignore", ".gitattributes", ".dvcignore", "dvc.yaml", ".modelver.toml"}
@@ -396,14 +420,20 @@ def _move_metadata(repo: Repository, model: TrackedModel, path: str) -> None:
             (repo.top / name).unlink(missing_ok=True)
 
 
-def rm(path: str | Path, *, say: Say = lambda _line: None, folder: Path | None = None) -> str:
+def rm(path: str | Path, *, cached: bool = False, say: Say = lambda _line: None, folder: Path | None = None) -> str:
     """Stop tracking a model and delete it with its files; the removal is staged, the object stays in the cache.
+
+    Args:
+        path: The model, by name or path.
+        cached: Leave the weights on disk, as an untracked file.
+        say: Takes lines for the user.
+        folder: Anywhere in the work tree.
 
     Returns:
         The path removed.
 
     Raises:
-        UsageError: A pipeline makes the model.
+        UsageError: A pipeline makes the model, or the weights to leave are not on disk.
     """
     repo = Repository.open(folder)
     model = repo.find_model(repo.work_tree, str(path))
@@ -416,14 +446,18 @@ def rm(path: str | Path, *, say: Say = lambda _line: None, folder: Path | None =
         keeper = Keeper(repo, say)
         tracker = Tracker(keeper)
         file = repo.top / model.path
-        if file.exists():
+        if cached and not file.exists():
+            raise UsageError(f"{model.path}: not on disk, expected weights", hint=f"modelver rm {word(model.path)}")
+        if cached:
+            separate(file)
+        elif file.exists():
             hashes = repo.cache(model.path).store_path(file, link=False)
             if hashes.md5 != model.pointer.md5:
                 say(f"{model.path}: these weights were in no version; kept in the cache as {hashes.md5}")
         files = [model.pointer.file, metadata_path(model.path), table_path(model.path)]
         staged = repo.git.index_entries(*files)
         repo.git.stage_blobs({name: None for name in files if name in staged})
-        for name in [*files, model.path]:
+        for name in files if cached else [*files, model.path]:
             remove(repo.top / name)
         tracker.unstage_ignore_line(model.path)
         keeper.state.rows.pop(model.path, None)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,14 @@ from dvc_modelver.drivers.hooks import say
 from dvc_modelver.errors import ModelverError, UsageError, word
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository
-from dvc_modelver.store.gate import MAX_GATE_BYTES, MAX_TEXT_BYTES, GatePointer, find_gate, is_plain_text
+from dvc_modelver.store.gate import (
+    MAX_GATE_BYTES,
+    MAX_TEXT_BYTES,
+    GatePointer,
+    find_gate,
+    is_plain_text,
+    is_raw_weights,
+)
 from dvc_modelver.worktree.staging import note_gate
 from dvc_modelver.worktree.state import stamp_of
 
@@ -149,11 +157,11 @@ def clean(repo: Repository, path: str, pieces: Iterator[bytes]) -> Iterator[byte
 
 
 def _is_raw_in_git(repo: Repository, path: str) -> bool:
-    """Whether HEAD has the file itself at `path`: it stays in Git until it is migrated."""
+    """Whether HEAD has weights themselves at `path`: they stay in Git until they are migrated."""
     oid = repo.objects.find_blob(repo.head, path) if repo.head else None
     if oid is None:
         return False
-    return repo.objects.blob_size(oid) > MAX_GATE_BYTES or find_gate(repo.objects.read_blob(oid)) is None
+    return is_raw_weights(repo.objects.blob_size(oid), partial(repo.objects.read_blob, oid))
 
 
 def smudge(repo: Repository, path: str, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError, RefusedError, UsageError, word
+from dvc_modelver.formats.impostors import START_BYTES, find_impostor
 from dvc_modelver.git.porcelain import ZERO_OID, Change
 from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_digest, table_path
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import IndexView, Repository, is_pointer_file
-from dvc_modelver.settings import WEIGHT_SUFFIXES
+from dvc_modelver.settings import GATE_SUFFIXES, WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import is_folder_oid
-from dvc_modelver.store.gate import MAX_GATE_BYTES, MAX_TEXT_BYTES, GatePointer, find_gate, is_plain_text
+from dvc_modelver.store.gate import MAX_GATE_BYTES, GatePointer, find_gate, is_raw_weights
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.law import Action
-from dvc_modelver.worktree.safety import check_safe
+from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
 from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper, Say, Seen
 from dvc_modelver.worktree.track import Tracker, new_pointer
@@ -27,7 +29,6 @@ from dvc_modelver.worktree.track import Tracker, new_pointer
 MAX_QUIET_BYTES = 1_000_000
 """A larger file of weights that is committed to Git itself is named."""
 OUTSIDE_HINT = "dvc repro; or, to keep these weights: modelver add --accept {}"
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Stager:
@@ -55,7 +56,7 @@ class Stager:
             RefusedError: What is staged is not one version, a pipeline's model was changed outside it, or loading
                 a new model would run what the settings refuse.
         """
-        changes = self.repo.git.staged_changes()
+        found = changes = self.repo.git.staged_changes()
         gated = dict(self._find_gated(changes))
         for path, gate in gated.items():
             self._replace_gate(path, gate)
@@ -74,17 +75,25 @@ class Stager:
             self._name_left_out()
         self.keeper.save()
         clear_gates(self.repo)
+        if found and not self.repo.git.staged_changes() and self.repo.git.find_commit("MERGE_HEAD") is None:
+            raise RefusedError("nothing to commit: the models are those of HEAD again", hint="git reset -q")
         return self.tracker.staged
 
     # Raw weights and gate pointers
 
     def _name_raw(self, changes: Iterable[Change]) -> None:
-        """Name weights that go into Git itself: of a suffix that other files have too, or in Git already."""
-        for change in changes:
-            if not change.path.lower().endswith(WEIGHT_SUFFIXES) or not change.new_mode.startswith("100"):
-                continue
+        """Name weights that go into Git itself: of a suffix that other files have too, or in Git already.
+
+        And what only has the name of weights, where no other filter (Git LFS) looks after it.
+        """
+        named = [c for c in changes if c.path.lower().endswith(WEIGHT_SUFFIXES) and c.new_mode.startswith("100")]
+        attributes = self.repo.git.attributes([c.path for c in named], "filter")
+        for change in named:
             size = self.repo.objects.blob_size(change.new_oid)
-            if size > MAX_QUIET_BYTES:
+            is_ours = attributes.get(change.path, {}).get("filter") in ("modelver", "unspecified")
+            if is_ours and not is_raw_weights(size, partial(self.repo.objects.read_blob, change.new_oid)):
+                self._name_text(change.path, self.repo.objects.read_blob(change.new_oid))
+            elif size > MAX_QUIET_BYTES:
                 self.keeper.say(
                     f"{change.path}: {human_bytes(size)} of weights go into Git itself\n"
                     f"hint: git rm --cached {word(change.path)}; modelver add {word(change.path)} puts them into DVC"
@@ -107,11 +116,21 @@ class Stager:
                 yield change.path, self._store_blob(change)
 
     def _is_kept_raw(self, change: Change, size: int) -> bool:
-        """Whether a raw file stays in Git: it is there already, or it is a small text."""
-        if change.old_oid != ZERO_OID and change.old_mode.startswith("100"):
-            old_size = self.repo.objects.blob_size(change.old_oid)
-            return old_size > MAX_GATE_BYTES or find_gate(self.repo.objects.read_blob(change.old_oid)) is None
-        return size <= MAX_TEXT_BYTES and is_plain_text(self.repo.objects.read_blob(change.new_oid), size)
+        """Whether a raw file stays in Git: weights are there already, or it is a small text."""
+        objects = self.repo.objects
+        if not is_raw_weights(size, partial(objects.read_blob, change.new_oid)):
+            return True
+        if change.old_oid == ZERO_OID or not change.old_mode.startswith("100"):
+            return False
+        return is_raw_weights(objects.blob_size(change.old_oid), partial(objects.read_blob, change.old_oid))
+
+    def _name_text(self, path: str, content: bytes) -> None:
+        """Say what goes into Git under a model's name; path files of Python packages have one, old pickles are text."""
+        impostor = find_impostor(content[:START_BYTES], len(content))
+        if impostor is not None:
+            self.keeper.say(f"{path}: {impostor.what}, not weights; it goes into Git as it is\nhint: {impostor.hint}")
+        elif path.lower().endswith(GATE_SUFFIXES) and not path.endswith(".pth") and find_gate(content) is None:
+            self.keeper.say(f"{path}: a text of {human_bytes(len(content))}, not weights; it goes into Git as it is")
 
     def _store_blob(self, change: Change) -> GatePointer:
         self.raw.append(change.path)
@@ -158,8 +177,9 @@ class Stager:
     # Retrained models
 
     def _take_in_retrained(self) -> None:
+        entries = self.repo.index().entries
         for seen in self.keeper.look():
-            if seen.action is Action.DESCRIBE and seen.model.metadata is not None:
+            if seen.action is Action.DESCRIBE and metadata_path(seen.path) in entries:
                 self._refuse_outside(seen)
                 self.tracker.add(seen.path, seen.model.pointer)
 
@@ -176,9 +196,11 @@ class Stager:
     def _affected(self, changes: Iterable[Change], pointers: dict[str, Pointer], view: IndexView) -> list[str]:
         paths = set()
         for change in changes:
-            if change.status == "D":
-                continue
             model = find_model_path(change.path)
+            if change.status == "D":
+                if model is not None and change.path == table_path(model):
+                    paths.add(model)  # its metadata may have stayed
+                continue
             if model is not None:
                 paths.add(model)
             elif is_pointer_file(change.path):
@@ -309,14 +331,21 @@ class Stager:
 
     def _refuse_unsafe(self) -> None:
         """Refuse new objects that would run code when they are loaded, as ``security.refuse`` says."""
-        if self.repo.settings.refuse == "never":
+        view, changes = self.repo.index(), self.repo.git.staged_changes()
+        settings = self.repo.settings_in(view)
+        if settings.refuse == "never":
             return
-        view = self.repo.index()
-        paths = {find_model_path(change.path) for change in self.repo.git.staged_changes() if change.status != "D"}
+        unsafe = []
+        paths = {find_model_path(change.path) for change in changes if change.status != "D"}
         for path in sorted(path for path in paths if path is not None):
             metadata = self.repo.metadata(view, path)
             if metadata is not None:
-                check_safe(self.repo, path, metadata.md5)
+                unsafe += find_unsafe(self.repo, path, metadata.md5, settings)
+        raw, left = find_unsafe_raw(self.repo, changes, settings)
+        for line in left:
+            self.keeper.say(line)
+        if unsafe or raw:
+            raise refusal(self.repo, [*unsafe, *raw], settings)
 
     def _settle(self) -> None:
         found = self.keeper.look()
@@ -355,6 +384,8 @@ class Stager:
     def _name_left_out(self) -> None:
         view = self.repo.index()
         for seen in self.keeper.look():
+            if metadata_path(seen.path) not in view.entries:
+                continue  # untracked, which Git does not name either
             retrained = seen.action is Action.DESCRIBE and seen.model.metadata is not None
             if retrained or seen.is_unstaged(view.read(metadata_path(seen.path))):
                 self.keeper.say(f"not in this commit: {seen.path} was retrained (git commit -a takes it in)")
