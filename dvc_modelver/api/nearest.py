@@ -51,7 +51,8 @@ def similar(reference: str, *, limit: int | None = None, folder: Path | None = N
         folder: Anywhere in the work tree.
 
     Returns:
-        The nearest first; the version asked about itself is left out, other versions with its bytes are not.
+        The nearest first, those with its bytes before all; the version asked about itself is left out, and so are those
+        that have no tensor of it: none of the same name, and none of like values.
 
     Raises:
         NotFoundError: No such model or version.
@@ -68,8 +69,14 @@ def similar(reference: str, *, limit: int | None = None, folder: Path | None = N
         side = _side(repo, version)
         if side.table is not None:
             found.append(_rank(name, version, compare(side, wanted)))
-    found.sort(key=lambda r: (r.distance is None, r.distance, -r.number))
-    return found[:limit]
+    related = [r for r in found if any(t.old and t.new and t.is_parameter for t in r.change.tensors)]
+    related.sort(key=_order)
+    return related[:limit]
+
+
+def _order(r: Ranked) -> tuple[bool, bool, float, bool, int]:
+    is_wider = r.change.kind == "architecture"  # at distance 0 as well: tensors of zeros, or of integers
+    return not r.change.bytes_equal, r.distance is None, r.distance or 0.0, is_wider, -r.number
 
 
 MAX_CANDIDATES = 50
