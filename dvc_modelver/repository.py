@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
 from dvc_modelver.formats import known_suffixes
-from dvc_modelver.formats.folder import is_model_folder
+from dvc_modelver.formats.folder import holds_weights, is_model_folder
 from dvc_modelver.git.layout import Layout, find_layout
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import Git
@@ -26,7 +26,7 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
-from dvc_modelver.settings import WEIGHT_SUFFIXES, Settings, read_settings
+from dvc_modelver.settings import Settings, read_settings
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root, share_cache
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
@@ -281,7 +281,7 @@ class Repository:
             names = os.listdir(self.top / path)
         except OSError:
             return False
-        return is_model_folder(names) and any(name.endswith(WEIGHT_SUFFIXES) for name in names)
+        return is_model_folder(names) and holds_weights(names)
 
     def models(self, view: View) -> list[TrackedModel]:
         """Give the models of a view, sorted by path."""
