@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dvc_modelver.api import list_models as list_models
     from dvc_modelver.api import load as load
     from dvc_modelver.api import log as log
+    from dvc_modelver.api import merge as merge
+    from dvc_modelver.api import merge_file as merge_file
     from dvc_modelver.api import mv as mv
     from dvc_modelver.api import pull as pull
     from dvc_modelver.api import push as push
@@ -52,6 +54,8 @@ _VERBS = frozenset(
         "list_models",
         "load",
         "log",
+        "merge",
+        "merge_file",
         "mv",
         "pull",
         "push",

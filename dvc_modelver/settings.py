@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.strategy import Rule, Rules, Strategy, parse_strategy
 
 SETTINGS_FILE = ".modelver.toml"
 GATE_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".keras", ".onnx", ".gguf", ".tflite")
@@ -34,6 +35,7 @@ class Settings:
         refuse: Which new models a commit refuses for what they would run when they are loaded: ``dangerous`` ones,
             ``unknown`` ones too, or ``never`` any.
         allow: Names that the owners have read: a scan takes them for safe (``my_package.layers.Attention``).
+        merge: What decides where both sides of a merge changed a tensor, of all models; see `merge_rules`.
     """
 
     include: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ class Settings:
     strict: bool = False
     refuse: str = "dangerous"
     allow: tuple[str, ...] = ()
+    merge: Rules = field(default_factory=Rules)
     unknown: tuple[str, ...] = field(default=())
 
     def is_gated(self, path: str) -> bool:
@@ -60,6 +63,10 @@ class Settings:
     def is_included(self, path: str) -> bool:
         """Whether the owners named `path` a model themselves."""
         return self._matches(path, self.include)
+
+    def merge_rules(self, path: str) -> Rules:
+        """Give the strategies for merging the model at `path`."""
+        return Rules(self.merge.default, tuple(rule for rule in self.merge.rules if _match(path, rule.path)))
 
     def _matches(self, path: str, patterns: Iterable[str]) -> bool:
         return any(_match(path, p) for p in patterns) and not any(_match(path, p) for p in self.exclude)
@@ -106,6 +113,9 @@ def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
         if not isinstance(content, Mapping):
             unknown.append(section)
             continue
+        if section == "merge":
+            values["merge"] = _merge_rules(content, f"{where}: merge", unknown)
+            continue
         for key, value in content.items():
             name = _PLACES.get((section, key))
             if name is None:
@@ -129,6 +139,32 @@ def _checked(value: Any, kind: str, where: str) -> Any:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise BadMetadataError(f"{where} is {value!r}, expected a number of bytes")
     return value
+
+
+def _merge_rules(content: Mapping[str, Any], where: str, unknown: list[str]) -> Rules:
+    unknown += [f"merge.{key}" for key in content if key not in ("strategy", "rule")]
+    default = _strategy(content["strategy"], f"{where}.strategy") if "strategy" in content else Strategy()
+    tables = content.get("rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise BadMetadataError(f"{where}.rule is {tables!r}, expected tables [[merge.rule]]")
+    rules = []
+    for n, table in enumerate(tables, 1):
+        at = f"{where}.rule {n}"
+        unknown += [f"merge.rule.{key}" for key in table if key not in ("path", "tensors", "strategy")]
+        patterns = {key: table.get(key, "*") for key in ("path", "tensors")}
+        for key, pattern in patterns.items():
+            if not isinstance(pattern, str):
+                raise BadMetadataError(f"{at}: {key} is {pattern!r}, expected a pattern")
+        if "strategy" not in table:
+            raise BadMetadataError(f"{at}: strategy is missing, expected one")
+        rules.append(Rule(_strategy(table["strategy"], f"{at}: strategy"), **patterns))
+    return Rules(default, tuple(rules))
+
+
+def _strategy(value: Any, where: str) -> Strategy:
+    if not isinstance(value, str):
+        raise BadMetadataError(f"{where} is {value!r}, expected a string")
+    return parse_strategy(value, where)
 
 
 def _chosen(value: Any, choices: tuple[str, ...], where: str) -> str:

@@ -19,6 +19,8 @@ from dvc_modelver.resources import PROBE, read_template
 from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE
 from dvc_modelver.store.dvcconfig import find_dvc_root
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
+from dvc_modelver.store.temp import remove
+from dvc_modelver.worktree.merging import MERGES
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import Keeper
 
@@ -53,6 +55,18 @@ def guarded(module: str, fallback: str) -> str:
     )
 
 
+def merge_line() -> str:
+    """Give the value of ``merge.modelver.driver``: without the program, ours stands and it is a conflict."""
+    python, probe = hooks.shell_quoted(sys.executable), hooks.shell_quoted(PROBE)
+    return (
+        f"f() {{ export MODELVER_GIT_PID=$PPID; if [ -x {python} ] && [ -r {probe} ]; then "
+        f'{python} -P -m dvc_modelver.drivers.merge "$@"; '
+        'elif command -v modelver >/dev/null 2>&1; then modelver driver merge "$@"; '
+        'else case "$5" in *.modelver.json|*.modelver.tensors) false ;; *) git merge-file "$2" "$1" "$3" ;; esac; fi; '
+        "}; f %O %A %B %L %P"
+    )
+
+
 def driver_settings() -> dict[str, str]:
     """Give the keys that ``install`` sets in this clone's configuration, but for the fsmonitor hook."""
     missing = "echo 'modelver: the filter did not run (pip install dvc-modelver; modelver install)' >&2; false"
@@ -61,6 +75,9 @@ def driver_settings() -> dict[str, str]:
             "diff", 'git --no-pager diff --no-index --no-ext-diff --no-textconv -- "$2" "$5"; true'
         ),
         "diff.modelver.textconv": guarded("textconv", 'cat -- "$1"'),
+        "merge.modelver.name": "models, tensor by tensor",
+        "merge.modelver.driver": merge_line(),
+        "merge.modelver.recursive": "binary",
         "filter.modelver.process": guarded("filter", missing),
         "filter.modelver.required": "true",
     }
@@ -179,6 +196,7 @@ def install(folder: str | Path = ".", *, fsmonitor: bool | None = None, with_hoo
         steps.append(Step(_MEANING[key], key, config.set_local(git, key, value)))
     steps.append(_set_fsmonitor(git, fsmonitor))
     steps.append(_write_attributes(repo))
+    steps.append(_write_clone_attributes(layout))
     with locked(layout.state_dir):
         keeper = Keeper(repo, lambda _line: None)
         keeper.remember_all(keeper.look())
@@ -189,6 +207,9 @@ def install(folder: str | Path = ".", *, fsmonitor: bool | None = None, with_hoo
 _MEANING = {
     "diff.modelver.command": "diff driver of git diff",
     "diff.modelver.textconv": "diff driver of git log -p and git show",
+    "merge.modelver.name": "name of the merge driver",
+    "merge.modelver.driver": "merge driver of metadata, tensor tables and pointers",
+    "merge.modelver.recursive": "of criss-cross merges, the common ancestor is taken as it is",
     "filter.modelver.process": "filter: git add of weights stores them in the DVC cache",
     "filter.modelver.required": "git add fails rather than put weights into Git",
 }
@@ -219,6 +240,20 @@ def _write_attributes(repo: Repository) -> Step:
     return Step("attributes (commit this file)", str(file), new != old)
 
 
+def _write_clone_attributes(layout: Layout, block: str | None = None) -> Step:
+    """Put our block into this clone's ``info/attributes``; an empty one takes it out."""
+    block = attributes.render_clone_block() if block is None else block
+    file = layout.common_dir / "info" / "attributes"
+    old = file.read_bytes().decode("utf-8", "surrogateescape") if file.is_file() else ""
+    new = attributes.with_block(old, block)
+    if new != old:
+        file.parent.mkdir(exist_ok=True)
+        write_file(file, new.encode("utf-8", "surrogateescape"))
+    if not new:
+        file.unlink(missing_ok=True)
+    return Step("merge driver of this clone", str(file), new != old)
+
+
 def gated_patterns(repo: Repository) -> list[str]:
     """Give the patterns of files that ``git add`` turns into pointers."""
     return [*("*" + suffix for suffix in GATE_SUFFIXES), *repo.settings.include]
@@ -243,6 +278,9 @@ def uninstall(folder: str | Path = ".") -> list[Step]:
         config.unset_local(git, FSMONITOR)
         config.unset_local(git, "core.fsmonitorHookVersion")
         steps.append(Step("setting", FSMONITOR))
+    step = _write_clone_attributes(repo.layout, "")
+    steps += [step] if step.changed else []
+    remove(repo.layout.state_dir / MERGES)
     for name in ("state", "gate", "committed", "lock", "asked", "told"):
         (repo.layout.state_dir / name).unlink(missing_ok=True)
     return steps

@@ -25,7 +25,7 @@ from dvc_modelver.registry.tags import check_name
 from dvc_modelver.repository import Repository, TrackedModel, is_pointer_file
 from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
-from dvc_modelver.store.pointers import Pointer, set_lock_out
+from dvc_modelver.store.pointers import Pointer, set_out
 from dvc_modelver.store.temp import remove
 from dvc_modelver.transfer import Wanted, fetch
 from dvc_modelver.worktree.describe import Description
@@ -290,7 +290,7 @@ class _Adder:
         if outside:
             disk = self.repo.top / pointer.file
             old = disk.read_text(encoding="utf-8")
-            text = set_lock_out(old, pointer, md5=hashes.md5, size=hashes.size, n_files=hashes.n_files)
+            text = set_out(old, pointer, md5=hashes.md5, size=hashes.size, n_files=hashes.n_files)
             write_if_changed(disk, text.encode())
             self.repo.git.stage_blobs({pointer.file: text.encode()})
             pointer = replace(pointer, md5=hashes.md5, size=hashes.size)

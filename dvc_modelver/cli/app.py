@@ -391,6 +391,50 @@ def list_(output: OutputFile = None, json: JsonFlag = False) -> None:
     emit_json(cards.list_document(found), output) if json else emit_lines(cards.list_lines(found), output)
 
 
+@app.command()
+def merge(
+    patterns: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATTERN]...", help="Tensors that --take is for, like 'encoder.*'.")
+    ] = None,
+    take: Annotated[
+        str | None, typer.Option(metavar="S", help="Decide: ours, theirs, mean, or any other strategy.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--continue", help="Go on with what is decided now.")] = False,
+    json: JsonFlag = False,
+) -> int:
+    """List what Git's merge left undecided of models, or decide it; exit 1 while something is left."""
+    from dvc_modelver.cli import merges
+
+    found = api.merge(*(patterns or []), take=take, again=again, say=say)
+    emit_json(merges.state_document(found)) if json else emit_lines(merges.state_lines(found))
+    return int(bool(found.conflicts))
+
+
+@app.command("merge-file")
+def merge_file(
+    base: Annotated[Path, typer.Argument(help="Common ancestor; /dev/null where there is none.")],
+    ours: Annotated[Path, typer.Argument(help="File or folder that is merged into; the result has its format.")],
+    theirs: Annotated[Path, typer.Argument(help="File or folder that is merged.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")],
+    strategy: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="What decides tensors that both sides changed, like ties:density=0.3."),
+    ] = None,
+    tensors: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=S", help="The same for some tensors; may be given again.")
+    ] = None,
+    json: JsonFlag = False,
+) -> int:
+    """Merge three models tensor by tensor; exit 1 and no output where both sides changed one and nothing decides."""
+    from dvc_modelver.cli import merges
+
+    done = api.merge_file(base, ours, theirs, output, strategy=strategy, tensors=tensors or [])
+    emit_json(merges.merge_document(done)) if json else emit_lines(merges.merge_lines(done))
+    if done.output is None and not json and (hint := merges.conflict_hint(done)):
+        say(f"hint: {hint}")
+    return int(done.output is None)
+
+
 # Versions
 
 

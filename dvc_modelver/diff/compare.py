@@ -9,9 +9,9 @@ from typing import Any
 from dvc_modelver.diff.adapters import describe_adapters, find_layers, find_targets
 from dvc_modelver.diff.changes import FactChange, ModelDiff, Side, TensorChange
 from dvc_modelver.diff.classify import Classified, classify
-from dvc_modelver.diff.match import Pair, is_explained, match_tensors
 from dvc_modelver.diff.trees import classify_trees, is_of_tree
 from dvc_modelver.fingerprint.estimate import UNDEFINED, Estimate, combine, estimate_rows
+from dvc_modelver.fingerprint.match import Pair, is_explained, match_tensors
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.tensors import is_float
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dvc_modelver.diff.blocks import BLOCK, iter_blocks
 from dvc_modelver.diff.exact import Measured, Sums
-from dvc_modelver.diff.match import find_axes
+from dvc_modelver.fingerprint.match import find_axes
 from dvc_modelver.formats import Reader
 from dvc_modelver.tensors import BLOCKS, TensorSpec
 

@@ -15,11 +15,23 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats.base import MAX_STRUCTURE, Folder, Reader, Scalar, flatten, measure, quote, read_exactly
+from dvc_modelver.formats.base import (
+    MAX_STRUCTURE,
+    Extent,
+    FileReader,
+    Folder,
+    Reader,
+    Scalar,
+    flatten,
+    measure,
+    quote,
+    read_exactly,
+)
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.tensors import TensorSpec, find_role
 
@@ -73,6 +85,23 @@ def check_shards(folder: Folder, name: str) -> None:
             _check_index(folder, name, file_name, names)
 
 
+@dataclass(frozen=True)
+class Part:
+    """One file of a folder that has tensors.
+
+    Attributes:
+        file_name: Its path in the folder.
+        reader: Open.
+        file: What it reads.
+        names: Of its tensors in the folder, by the names in the file.
+    """
+
+    file_name: str
+    reader: Reader
+    file: BinaryIO
+    names: Mapping[str, str]
+
+
 class FolderReader:
     """Reads all files of a folder as one model; opening it reads their headers.
 
@@ -83,6 +112,7 @@ class FolderReader:
     Attributes:
         format: ``"folder"``.
         framework: Of the first file that says one.
+        parts: The files that have its tensors.
 
     Raises:
         BadModelError: A file breaks its format's rules, a shard is missing, or there are too many files.
@@ -93,7 +123,7 @@ class FolderReader:
     def __init__(self, folder: Folder, name: str) -> None:
         self.name = name
         self._folder = folder
-        self._open: list[tuple[Reader, BinaryIO]] = []
+        self.parts: list[Part] = []
         self._places: dict[str, tuple[Reader, TensorSpec]] = {}
         self.framework: str | None = None
         self.structure: Mapping[str, Scalar] = {}
@@ -108,6 +138,11 @@ class FolderReader:
         reader, own = self._places[spec.name]
         return reader.iter_buffers(own, n_bytes)
 
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        reader, own = self._places[spec.name]
+        return reader.find_extent(own) if isinstance(reader, FileReader) else None
+
     def iter_values(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give a tensor's values as real numbers; see `Reader`."""
         reader, own = self._places[spec.name]
@@ -115,10 +150,10 @@ class FolderReader:
 
     def close(self) -> None:
         """Close all files."""
-        for reader, file in self._open:
-            reader.close()
-            file.close()
-        self._open.clear()
+        for part in self.parts:
+            part.reader.close()
+            part.file.close()
+        self.parts.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -152,7 +187,7 @@ class FolderReader:
             reader = open_reader(file, where, _Below(self._folder, posixpath.dirname(file_name)))
             if reader is None:
                 return False
-            named = {_prefix(file_name) + spec.name: spec for spec in reader.specs}
+            named = {name_prefix(file_name) + spec.name: spec for spec in reader.specs}
             twice = named.keys() & self._places.keys()
             if twice and len(twice) == len(named):
                 reader.close()
@@ -160,12 +195,12 @@ class FolderReader:
                 return False
             if twice:
                 named = {f"{file_name}/{name}" if name in twice else name: spec for name, spec in named.items()}
-            if len(self._open) >= MAX_OPEN:
+            if len(self.parts) >= MAX_OPEN:
                 raise BadModelError(f"{self.name}: more than {MAX_OPEN} files with tensors, expected one model")
-            self._open.append((reader, file))
+            self.parts.append(Part(file_name, reader, file, {spec.name: name for name, spec in named.items()}))
             self._places |= {name: (reader, spec) for name, spec in named.items()}
             self.framework = self.framework or reader.framework
-            facts |= {f"{_prefix(file_name)}{key}": value for key, value in reader.structure.items()}
+            facts |= {f"{name_prefix(file_name)}{key}": value for key, value in reader.structure.items()}
             return True
         finally:
             if reader is None:
@@ -241,7 +276,7 @@ def _order(name: str) -> tuple[int, str]:
     return (_FIRST.index(suffix) if suffix in _FIRST else len(_FIRST), name)
 
 
-def _prefix(file_name: str) -> str:
+def name_prefix(file_name: str) -> str:
     """Give what stands before the names of a file's tensors."""
     folder, _, base = file_name.rpartition("/")
     prefix = f"{folder.replace('/', '.')}." if folder else ""

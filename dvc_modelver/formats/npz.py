@@ -95,6 +95,15 @@ class NpzReader(FileReader):
         self._members = {member.array.spec.name: member for member in members}
         self.specs = tuple(self._members[tensor].array.spec for tensor in sorted(self._members))
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether a member is deflated."""
+        return any(member.info.compress_type != zipfile.ZIP_STORED for member in self._members.values())
+
+    def stored_order(self) -> list[str]:
+        """Give the name of every array in the order of the archive."""
+        return list(self._members)
+
     def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give a tensor's values; see `Reader`."""
         member = self._members[spec.name]

@@ -121,6 +121,29 @@ class Objects:
             self._publish(temp, hashes.md5, is_hashed=True)
         return hashes
 
+    @contextmanager
+    def new_path(self, name: str) -> Iterator[Path]:
+        """Give a path beside the objects for a file or folder that is to be made, and then to be adopted.
+
+        Args:
+            name: What it is, for messages.
+
+        Raises:
+            EnvironmentFailed: The disk is full, or the cache cannot be written.
+        """
+        with self._new_object(Path(name), 0) as temp:
+            yield temp
+
+    def adopt(self, made: Path) -> Hashes:
+        """Make an object of a complete file at `new_path`; it is moved, not copied.
+
+        Raises:
+            EnvironmentFailed: The cache cannot be written.
+        """
+        hashes = hash_file(made)
+        self._publish(made, hashes.md5, is_hashed=True)
+        return hashes
+
     def store_listing(self, oid: str, text: bytes) -> None:
         """Put the listing of a folder into the cache, whose files are there.
 

@@ -19,6 +19,7 @@ savez_compressed: Any = np.savez_compressed
 
 
 class TestNpz(ReaderContract):
+    has_extents = False
     suffix = ".npz"
 
     def write(self, path: Path, arrays: Arrays) -> None:
@@ -26,6 +27,7 @@ class TestNpz(ReaderContract):
 
 
 class TestCompressedNpz(ReaderContract):
+    has_extents = False
     suffix = ".npz"
 
     def write(self, path: Path, arrays: Arrays) -> None:

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from dvc_modelver.api.compare import compare_files
-from dvc_modelver.diff.match import match_tensors
 from dvc_modelver.diff.render.text import render_text
+from dvc_modelver.fingerprint.match import match_tensors
 from dvc_modelver.fingerprint.row import TensorRow
 from tests.diff.test_compare import Weights, base, compared, moved
 
