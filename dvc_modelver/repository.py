@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -413,8 +414,9 @@ class Repository:
 
 
 def _speakable(text: str) -> str:
-    """Replace what GTO does not allow in a name by ``-``."""
-    return re.sub(r"[^a-zA-Z0-9_-]+", "-", text).strip("-_") or "model"
+    """Replace what GTO does not allow in a name by ``-``; letters lose their accents."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return re.sub(r"[^a-zA-Z0-9_-]+", "-", plain).strip("-_") or "model"
 
 
 def _nearest(wanted: str, models: Iterable[TrackedModel]) -> str:

@@ -84,6 +84,10 @@ VARIANT_COSINE = 0.95
 """Below this a model is another one: 4-bit blocks keep 0.99, fine-tuning seldom goes below 0.95."""
 
 
+VARIANT_DISTANCE = 0.5
+"""Above this too little of the two is the same, however alike: tensors that only one has count with all their norm."""
+
+
 def find_origin(repo: Repository, path: str, metadata: ModelMetadata, table: TensorTable | None) -> Ranked | None:
     """Give the version of another model that a new model has its values from: quantised, converted or copied.
 
@@ -108,7 +112,8 @@ def find_origin(repo: Repository, path: str, metadata: ModelMetadata, table: Ten
         side = _side(repo, version)
         if side.table is not None and _may_be_related(side.table, table):
             found.append(_rank(name, version, compare(side, wanted)))
-    near = [r for r in found if r.distance is not None and (r.change.cosine or 0) >= VARIANT_COSINE and r.distance < 1]
+    near = [r for r in found if (r.change.cosine or 0) >= VARIANT_COSINE]
+    near = [r for r in near if r.distance is not None and r.distance <= VARIANT_DISTANCE]
     return min(near, key=lambda r: (r.distance or 0.0, -r.number), default=None)
 
 

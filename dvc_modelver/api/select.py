@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, word
+from dvc_modelver.formats import known_suffixes
 from dvc_modelver.formats.folder import holds_weights
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.registry.history import find_stage, find_version
 from dvc_modelver.registry.tags import read_tags
 from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
+from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.pointers import Pointer
 
@@ -105,3 +107,8 @@ def is_file_argument(text: str) -> bool:
     """Whether an argument of ``diff`` names a file, or a folder of weights, on disk rather than a revision."""
     path = Path(text)
     return path.is_file() or (path.is_dir() and holds_weights(name for name, _ in iter_files(path)))
+
+
+def is_file_name(text: str) -> bool:
+    """Whether what names nothing is meant as a file: by its suffix."""
+    return text.lower().endswith((*WEIGHT_SUFFIXES, *known_suffixes()))

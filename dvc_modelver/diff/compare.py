@@ -189,6 +189,5 @@ def _structure(old: Side | None, new: Side | None) -> tuple[FactChange, ...]:
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[FactChange, ...]:
     names = dict.fromkeys([*old, *new])
-    return tuple(
-        FactChange(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n) or (n in old) != (n in new)
-    )
+    # A key that is not there and one that is None say the same.
+    return tuple(FactChange(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n))

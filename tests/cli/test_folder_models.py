@@ -254,6 +254,25 @@ def test_history_goes_back_and_forth_over_a_takeover(sandbox: Sandbox) -> None:
         assert sandbox.git("status", "--porcelain") == ""
 
 
+def test_a_folder_that_moved_on_is_in_no_danger_where_its_files_are_models(sandbox: Sandbox) -> None:
+    folder, tensors = sandbox.path / "llama", weights()
+    write_folder(folder, tensors)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "singly")
+    sandbox.modelver("add", "llama")
+    sandbox.git("commit", "-q", "-m", "as one")
+    sandbox.git("status")
+    tensors["layers.0.up.weight"] += 1
+    write_folder(folder, tensors)
+    sandbox.git("commit", "-q", "-am", "version 2")
+    out = sandbox.run("git", "checkout", "HEAD~2").stderr
+    assert f"conflict: llama/{SHARDS[0]}" in out  # never taken for a new version of the single file
+    assert "retrained" not in sandbox.modelver("status")
+    assert np.array_equal(load_file(folder / SHARDS[0])["layers.0.up.weight"], tensors["layers.0.up.weight"])
+    sandbox.modelver("pull", "--force", f"llama/{SHARDS[0]}")
+    assert sandbox.git("status", "--porcelain") == ""
+
+
 def test_a_takeover_that_fails_leaves_all_as_it_was(sandbox: Sandbox) -> None:
     folder = sandbox.path / "llama"
     write_folder(folder, weights())
