@@ -47,15 +47,16 @@ class Stager:
         self.tracker = Tracker(keeper)
         self.raw: list[str] = []
 
-    def complete(self, *, commit_all: bool) -> list[str]:
+    def complete(self, *, commit_all: bool, merging: bool = False) -> list[str]:
         """Complete the index; give the paths staged.
 
         Args:
             commit_all: ``git commit -a``: take in every retrained model.
+            merging: This is a merge, whose commit may well change nothing.
 
         Raises:
-            RefusedError: What is staged is not one version, a pipeline's model was changed outside it, or loading
-                a new model would run what the settings refuse.
+            RefusedError: What is staged is not one version, nothing is left to commit, a pipeline's model was changed
+                outside it, or loading a new model would run what the settings refuse.
         """
         found = changes = self.repo.git.staged_changes()
         gated = dict(self._find_gated(changes))
@@ -76,7 +77,8 @@ class Stager:
             self._name_left_out()
         self.keeper.save()
         clear_gates(self.repo)
-        if found and not self.repo.git.staged_changes() and self.repo.git.find_commit("MERGE_HEAD") is None:
+        merging = merging or self.repo.git.find_commit("MERGE_HEAD") is not None
+        if found and not merging and not self.repo.git.staged_changes():
             raise RefusedError("nothing to commit: the models are those of HEAD again", hint="git reset -q")
         return self.tracker.staged
 
