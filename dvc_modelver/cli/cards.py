@@ -265,6 +265,8 @@ class VersionCard:
         facts += [("md5", m.md5), ("sha256", m.sha256 or "")]
         if s.commit:
             facts.append(("commit", s.commit[:12]))
+        if s.metadata.version.update == "merge":
+            facts.append(("merged from", " and ".join(md5[:8] for md5 in s.metadata.version.parents)))
         if s.metadata.change is not None:
             c = s.metadata.change
             l2 = f", relative L2 {c.relative_l2:.3g}" if c.relative_l2 is not None else ""
@@ -364,7 +366,7 @@ def log_lines(found: Sequence[LoggedVersion]) -> list[str]:
     rows = []
     for item in found:
         v, meta = item.version, item.version.metadata
-        change = meta.change.kind if meta.change else meta.version.update
+        change = meta.change.kind if meta.change and meta.version.update != "merge" else meta.version.update
         l2 = f"{meta.change.relative_l2:.3g}" if meta.change and meta.change.relative_l2 is not None else "-"
         tags = " ".join(t.partition("@")[2] or "#" + t.partition("#")[2] for t in item.tags)
         rows.append(

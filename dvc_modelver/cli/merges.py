@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dvc_modelver.cli.cards import version_line
+from dvc_modelver.merge.threeway import Decision, Fact
 
 if TYPE_CHECKING:
     from dvc_modelver.api.conflicts import MergeState
     from dvc_modelver.merge.models import Merged
-    from dvc_modelver.merge.threeway import Decision, Fact
 
 _HOW_MANY = 20
 """Tensors that a person reads before asking for all."""
@@ -42,10 +42,10 @@ def merge_lines(done: Merged) -> list[str]:
 def conflict_hint(done: Merged) -> str:
     """Give the options that decide the conflicts; empty where the format stands in the way of the first."""
     first = done.plan.conflicts[0]
-    one = f"--tensors {shlex.quote(f'{first.name}=ours')} decides one tensor"
-    if "; " not in first.why:
+    one = f"--tensors {shlex.quote(f'{first.name}=ours')} decides one of them"
+    if isinstance(first, Decision) and "; " not in first.why:
         return f"modelver merge-file ... --strategy mean combines what both sides changed; {one}"
-    return f"modelver merge-file ... {one}" if "say ours or theirs" in first.why else ""
+    return f"modelver merge-file ... {one}" if "; " not in first.why or "say ours or theirs" in first.why else ""
 
 
 def _list(found: tuple[Decision | Fact, ...]) -> Iterator[str]:

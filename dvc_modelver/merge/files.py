@@ -59,7 +59,7 @@ def merge_metadata(sides: Mapping[str, Reader], rules: Rules, prefix: str = "") 
     found: dict[str, Mapping[str, Any]] = {
         key: reader.metadata for key, reader in sides.items() if isinstance(reader, SafetensorsReader)
     }
-    if len(found) < len(sides):
+    if not {"ours", "theirs"} <= found.keys():
         return ()
     return merge_facts(found.get("base"), found["ours"], found["theirs"], rules, prefix=prefix + METADATA)
 

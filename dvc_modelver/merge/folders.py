@@ -146,12 +146,13 @@ def _fact_prefix(path: str) -> str:
 
 
 def _file_facts(path: str, contents: Mapping[str, _Contents], rules: Rules) -> tuple[Fact, ...]:
-    """Decide what else files of this name say; nothing where they are not all of one format, or one side has none."""
+    """Decide what else files of this name say; nothing where a side has none, or one of another format."""
     readers = {key: one.parts[path].reader for key, one in contents.items() if path in one.parts}
-    if len({reader.format for reader in readers.values()}) != 1 or not {"ours", "theirs"} <= readers.keys():
+    if not {"ours", "theirs"} <= readers.keys() or readers["ours"].format != readers["theirs"].format:
         return ()
     prefix = _fact_prefix(path)
-    base = readers["base"].structure if "base" in readers else None
+    is_alike = "base" in readers and readers["base"].format == readers["ours"].format
+    base = readers["base"].structure if is_alike else None
     structure = merge_facts(base, readers["ours"].structure, readers["theirs"].structure, rules, prefix=prefix)
     return (*structure, *merge_metadata(readers, rules, prefix))
 
@@ -188,7 +189,7 @@ def _write(
                     copy_file(source, out, progress)
                 else:
                     out.write(text)
-        with synced([temp, *temp.rglob("*")]), open_folder(LocalFolder(temp), str(output)) as reader:
+        with open_folder(LocalFolder(temp), str(output)) as reader, synced([temp, *temp.rglob("*")]):
             check_written(reader, _expected(decided, jobs), str(output), progress)
             table = make_table(reader, {d.name: d.source for d in decided.kept}, opened)
     notes = [note for job in jobs.values() for note in job.result.notes]

@@ -49,10 +49,9 @@ def merge_models(
     """
     given = {"base": base, "ours": ours, "theirs": theirs}
     sides = {key: side for key, side in given.items() if side is not None}
-    if ours.is_folder and os.path.lexists(output):
-        raise UsageError(
-            f"{output}: is there already, expected a new folder", hint=f"mv {word(output)} {word(output)}.old"
-        )
+    if os.path.lexists(output) and (ours.is_folder or not output.is_file()):
+        wanted = "a new folder" if ours.is_folder else "a file"
+        raise UsageError(f"{output}: is there already, expected {wanted}", hint=f"ls -ld {word(output)}")
     with ExitStack() as stack:
         opened = open_sides(sides, stack, progress)
         if ours.is_folder:
@@ -71,16 +70,23 @@ def _merge_files(opened: Mapping[str, Opened], output: Path, rules: Rules, progr
     with new_file(output) as (file, temp):
         job.write(file, progress)
         file.flush()
-        with synced([temp]), temp.open("rb", buffering=0) as stream, _open_again(stream, output) as reader:
+        with (
+            temp.open("rb", buffering=0) as stream,
+            _open_again(stream, output, opened["ours"].side.name) as reader,
+            synced([temp]),
+        ):
             expected = {spec: result.digests[spec.name] for spec in result.specs}
             check_written(reader, expected, str(output), progress)
             table = make_table(reader, {name: d.source for name, d in result.decisions.items()}, opened)
     return Merged(decided, output, table, (*decided.notes, *result.notes))
 
 
-def _open_again(stream: FileIO, output: Path) -> Reader:
+def _open_again(stream: FileIO, output: Path, like: str) -> Reader:
+    """Open what was written, by the name it gets; where that tells no format, by the name of ours."""
+    reader = None
     try:
-        reader = open_reader(cast(BinaryIO, stream), str(output), LocalFolder(output.parent))
+        for name in (str(output), like):
+            reader = reader or open_reader(cast(BinaryIO, stream), name, LocalFolder(output.parent))
     except BadModelError as err:
         raise BadModelError(
             f"{err} (what was merged could not be read back, so nothing was replaced)",
@@ -92,10 +98,12 @@ def _open_again(stream: FileIO, output: Path) -> Reader:
 
 
 def _plan_files(opened: Mapping[str, Opened], rules: Rules) -> Plan:
-    base = opened.get("base")
-    same_format = len({one.reader.format for one in opened.values()}) == 1
-    ours, theirs = opened["ours"].table, opened["theirs"].table
-    decided = plan(base.table if base else None, ours, theirs, rules, same_format=same_format)
+    base, ours, theirs = opened.get("base"), opened["ours"], opened["theirs"]
+    ancestor = base.table if base else None
+    if base and ancestor and base.reader.format != ours.reader.format:
+        ancestor = replace(ancestor, structure={})
+    same_format = ours.reader.format == theirs.reader.format
+    decided = plan(ancestor, ours.table, theirs.table, rules, same_format=same_format)
     metadata = merge_metadata({key: one.reader for key, one in opened.items()}, rules)
     return replace(decided, facts=(*decided.facts, *metadata))
 

@@ -20,7 +20,7 @@ from dvc_modelver.tensors import BLOCKS, TensorSpec, is_quantised
 
 Progress = Callable[[int], None]
 
-READ_BYTES = 4 << 20
+READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -123,20 +123,20 @@ def _read_table(reader: Reader, everywhere: Collection[str], progress: Progress)
     rows = {row.name: row for row in fingerprint(SomeTensors(reader, described), k=64, progress=progress)}
     for spec in reader.specs:
         if spec.name not in rows:
-            digest = digest_of(reader.iter_buffers(spec, READ_BYTES), spec, progress)
+            digest = digest_of(reader.iter_buffers(spec, READ_BYTES), spec, progress, n_threads=1)
             rows[spec.name] = TensorRow(
                 name=spec.name, dtype=spec.dtype, shape=spec.shape, role=spec.role, digest=digest
             )
     return TensorTable("", 64, tuple(rows[name] for name in sorted(rows)), structure=dict(reader.structure))
 
 
-def digest_of(pieces: Iterable[memoryview], spec: TensorSpec, progress: Progress) -> str:
+def digest_of(pieces: Iterable[memoryview], spec: TensorSpec, progress: Progress, n_threads: int = 0) -> str:
     """Give the digest of a tensor that is not quantised with a scale elsewhere.
 
     Raises:
         BadModelError: There are fewer bytes than its shape says.
     """
-    digest, n_read = TensorDigest(), 0
+    digest, n_read = TensorDigest(n_threads), 0
     for piece in pieces:
         digest.update(piece)
         n_read += len(piece)

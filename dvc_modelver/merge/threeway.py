@@ -5,193 +5,23 @@ Standard library only, and no values: what is to be combined is named here and c
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from dvc_modelver.fingerprint.match import match_tensors
+from dvc_modelver.fingerprint.match import MIN_SHIFTED, match_tensors
 from dvc_modelver.fingerprint.row import TensorRow
+from dvc_modelver.merge.decisions import UNCHANGED, Decision, Fact, Plan, Take
+from dvc_modelver.merge.facts import merge_facts
 from dvc_modelver.metadata import TensorTable
 from dvc_modelver.strategy import NEEDS_BASE, Rules, Strategy
-from dvc_modelver.tensors import find_role
 
-SCHEMA = "modelver.merge/1"
-UNCHANGED = "unchanged"
+__all__ = ["Decision", "Fact", "Plan", "Take", "find_obstacle", "merge_facts", "plan"]
+
+_LORA = re.compile(r"[._]lora[._](A|B|up|down)\b")
 COMBINABLE = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64", "C128"})
 """Dtypes whose stored numbers are the values, so that a mean of them means something."""
-
-
-class Take(StrEnum):
-    """What the result has of a tensor or fact."""
-
-    SAME = "same"
-    OURS = "ours"
-    THEIRS = "theirs"
-    REMOVED = "removed"
-    COMBINED = "combined"
-    CONFLICT = "conflict"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of one tensor.
-
-    Attributes:
-        name: Its name in the result; of a removed or conflicting one, the name it has where it is.
-        take: Whose values the result has. `SAME` are those of both sides.
-        why: In words: ``changed by theirs``, ``changed on both sides``...
-        strategy: How values are combined; None unless `take` is `COMBINED`.
-        dtype: Of the result; of a conflict, of the first side that has the tensor.
-        shape: Likewise.
-        base: The tensor there, under the name it has there; None where it is not.
-        ours: Likewise.
-        theirs: Likewise.
-    """
-
-    name: str
-    take: Take
-    why: str
-    base: TensorRow | None
-    ours: TensorRow | None
-    theirs: TensorRow | None
-    dtype: str
-    shape: tuple[int, ...]
-    strategy: Strategy | None = None
-
-    @property
-    def source(self) -> TensorRow | None:
-        """The row whose values are taken as they are; None for a removed, combined or conflicting tensor."""
-        if self.take is Take.THEIRS:
-            return self.theirs
-        return self.ours if self.take in (Take.OURS, Take.SAME) else None
-
-    @property
-    def role(self) -> str:
-        """``"optimizer"`` for optimiser state, else ``"parameter"``."""
-        row = self.ours or self.theirs or self.base
-        return row.role if row is not None else "parameter"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it."""
-        found: dict[str, Any] = {"name": self.name, "take": str(self.take), "why": self.why}
-        if self.strategy is not None:
-            found["strategy"] = str(self.strategy)
-        for side in ("base", "ours", "theirs"):
-            row = getattr(self, side)
-            found[side] = {"name": row.name, "dtype": row.dtype, "shape": list(row.shape)} if row else None
-        return found
-
-
-@dataclass(frozen=True)
-class Fact:
-    """What becomes of one fact of the model's structure that is not the same on all sides.
-
-    A fact is a line of a configuration or graph, of a file's own metadata, or a file of a folder that has no tensors.
-
-    Attributes:
-        name: As in `TensorTable.structure`.
-        take: `SAME`, `OURS`, `THEIRS`, `REMOVED` or `CONFLICT`.
-        why: In words.
-        value: In the result; None where there is none.
-        base: Value there; None where there is none.
-        ours: Likewise.
-        theirs: Likewise.
-    """
-
-    name: str
-    take: Take
-    why: str
-    base: Any = None
-    ours: Any = None
-    theirs: Any = None
-
-    @property
-    def value(self) -> Any:
-        """The value in the result; None where there is none, or none yet."""
-        if self.take is Take.THEIRS:
-            return self.theirs
-        return self.ours if self.take in (Take.OURS, Take.SAME) else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it."""
-        return {"name": self.name, "take": str(self.take), "why": self.why, "base": self.base, "ours": self.ours,
-                "theirs": self.theirs}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The decisions of one merge.
-
-    Attributes:
-        tensors: Every tensor of any side, sorted by name.
-        facts: Facts of the structure that differ anywhere, sorted by name.
-        rules: What decided where both sides changed.
-        notes: What the user should know of a merge without conflicts, a sentence each.
-    """
-
-    tensors: tuple[Decision, ...]
-    facts: tuple[Fact, ...] = ()
-    rules: Rules = field(default_factory=Rules)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def conflicts(self) -> tuple[Decision | Fact, ...]:
-        """What is not decided; none in a plan that can be carried out."""
-        found: tuple[Decision | Fact, ...] = (*self.tensors, *self.facts)
-        return tuple(d for d in found if d.take is Take.CONFLICT)
-
-    @property
-    def kept(self) -> tuple[Decision, ...]:
-        """The tensors of the result."""
-        return tuple(d for d in self.tensors if d.take not in (Take.REMOVED, Take.CONFLICT))
-
-    def with_obstacles(self, obstacles: Mapping[str, str]) -> Plan:
-        """Give the same plan with a conflict for each tensor and fact that cannot be written, and why."""
-
-        def say(one: Decision | Fact) -> str:
-            return f"{one.why}; {obstacles[one.name]}"
-
-        return replace(
-            self,
-            tensors=tuple(
-                replace(d, take=Take.CONFLICT, strategy=None, why=say(d)) if d.name in obstacles else d
-                for d in self.tensors
-            ),
-            facts=tuple(replace(f, take=Take.CONFLICT, why=say(f)) if f.name in obstacles else f for f in self.facts),
-        )
-
-    def counts(self) -> dict[str, int]:
-        """Give the number of tensors by `Take`, without those that are none."""
-        found = Counter(d.take for d in self.tensors)
-        return {str(take): found[take] for take in Take if found[take]}
-
-    def recipe(self) -> dict[str, Any]:
-        """Give what has to be known to make the result again: the rules and what each strategy was used for.
-
-        A function of the three models and the rules alone; for the metadata of the result.
-        """
-        combined: dict[str, list[str]] = {}
-        for d in self.tensors:
-            if d.strategy is not None:
-                combined.setdefault(str(d.strategy), []).append(d.name)
-        chosen = [{"tensors": rule.tensors, "strategy": str(rule.strategy)} for rule in self.rules.rules]
-        found: dict[str, Any] = {"strategy": str(self.rules.default), "tensors": self.counts()}
-        return found | ({"rules": chosen} if chosen else {}) | ({"combined": combined} if combined else {})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the plan as ``--json`` prints it; tensors that no side changed are only counted."""
-        told = [d.to_dict() for d in self.tensors if d.why != UNCHANGED]
-        return {
-            "schema": SCHEMA,
-            "conflicts": len(self.conflicts),
-            "counts": self.counts(),
-            "tensors": told,
-            "facts": [f.to_dict() for f in self.facts],
-            "notes": list(self.notes),
-            "recipe": self.recipe(),
-        }
 
 
 def plan(
@@ -210,8 +40,8 @@ def plan(
         ours: The side that is merged into.
         theirs: The side that is merged.
         rules: What decides where both sides changed; by default everything of the kind is a conflict.
-        same_format: Whether all three are files of one format; if not, their structures have nothing in common, and
-            that of ours stands.
+        same_format: Whether ours and theirs are of one format; if not, their structures have nothing in common, and
+            that of ours stands. (A base of another format is to be given without structure.)
     """
     rules = rules or Rules()
     decisions = [_decide(*rows, rules) for rows in _triples(base, ours, theirs)]
@@ -220,6 +50,8 @@ def plan(
     if same_format:
         side = _optimizer_side(decisions)
         facts = merge_facts(base.structure if base else None, ours.structure, theirs.structure, rules, optimizer=side)
+    if any(d.take is Take.COMBINED and _LORA.search(d.name) for d in decisions):
+        notes.append("factors of LoRA layers are combined one by one: the product is not that of combined products")
     ordered = sorted(_without_clashes(decisions), key=lambda d: d.name)
     return Plan(tuple(ordered), facts, rules, tuple(notes))
 
@@ -229,17 +61,36 @@ Triple = tuple[TensorRow | None, TensorRow | None, TensorRow | None]
 
 def _triples(base: TensorTable | None, ours: TensorTable, theirs: TensorTable) -> list[Triple]:
     """Give the rows that are one tensor, whatever its name on each side."""
-    found: list[Triple] = []
+    old = base.rows if base else ()
+    followed = [_follow(old, side.rows) for side in (ours, theirs)]
+    found: list[Triple] = [(row, followed[0].get(row.name), followed[1].get(row.name)) for row in old]
     added: list[dict[str, TensorRow]] = []
-    partners: list[dict[str, TensorRow]] = []
-    for side in (ours, theirs):
-        pairs = match_tensors(base.rows if base else (), side.rows).pairs
-        partners.append({p.old.name: p.new for p in pairs if p.old is not None and p.new is not None})
-        added.append({p.new.name: p.new for p in pairs if p.old is None and p.new is not None})
-    for row in base.rows if base else ():
-        found.append((row, partners[0].get(row.name), partners[1].get(row.name)))
-    for name in dict.fromkeys([*added[0], *added[1]]):
-        found.append((None, added[0].get(name), added[1].get(name)))
+    for side, partners in zip((ours, theirs), followed, strict=True):
+        known = {row.name for row in partners.values()}
+        added.append({row.name: row for row in side.rows if row.name not in known})
+    names = dict.fromkeys([*added[0], *added[1]])
+    return [*found, *((None, added[0].get(name), added[1].get(name)) for name in names)]
+
+
+def _follow(old: Sequence[TensorRow], new: Sequence[TensorRow]) -> dict[str, TensorRow]:
+    """Give what became of the tensors of the base on one side, by their names there.
+
+    A comparison may guess; here a wrong guess would put a value into another's place. So equal values count only where
+    no other tensor has them and they are no constant, similar ones only of tensors that are not small.
+    """
+    n_like = [Counter((row.digest, row.numel) for row in rows) for rows in (old, new)]
+    found = {}
+    for pair in match_tensors(old, new).pairs:
+        if pair.old is None or pair.new is None:
+            continue
+        is_large = pair.old.numel >= MIN_SHIFTED
+        if pair.how == "digest":
+            key = pair.old.digest, pair.old.numel
+            is_sure = n_like[0][key] == n_like[1][key] == 1 and (is_large or pair.old.min != pair.old.max)
+        else:
+            is_sure = pair.how != "sketch" or is_large
+        if is_sure:
+            found[pair.old.name] = pair.new
     return found
 
 
@@ -249,7 +100,7 @@ def _decide(base: TensorRow | None, ours: TensorRow | None, theirs: TensorRow | 
     decided = _decide_values(name, base, ours, theirs, strategy)
     if not renaming:
         return decided
-    if not name_is_open(base, ours, theirs):
+    if not _name_is_open(base, ours, theirs):
         return replace(decided, why=f"{renaming}, {decided.why}" if decided.why != UNCHANGED else renaming)
     if strategy.name in ("ours", "theirs") and ours is not None and theirs is not None:
         row, take = (ours, Take.OURS) if strategy.name == "ours" else (theirs, Take.THEIRS)
@@ -257,7 +108,7 @@ def _decide(base: TensorRow | None, ours: TensorRow | None, theirs: TensorRow | 
     return replace(decided, take=Take.CONFLICT, why=renaming, strategy=None)
 
 
-def name_is_open(base: TensorRow | None, ours: TensorRow | None, theirs: TensorRow | None) -> bool:
+def _name_is_open(base: TensorRow | None, ours: TensorRow | None, theirs: TensorRow | None) -> bool:
     """Whether both sides gave a tensor a new name, and not the same."""
     return (
         base is not None and ours is not None and theirs is not None
@@ -412,75 +263,3 @@ def _optimizer_side(decisions: Iterable[Decision]) -> str:
     """Give the side that optimiser state comes from, where it comes from one only; empty where nothing says."""
     takes = {d.take for d in decisions if d.role == "optimizer"} & {Take.OURS, Take.THEIRS}
     return str(takes.pop()) if len(takes) == 1 else ""
-
-
-_ABSENT = object()
-
-
-def merge_facts(
-    base: Mapping[str, Any] | None, ours: Mapping[str, Any], theirs: Mapping[str, Any], rules: Rules, *,
-    prefix: str = "", optimizer: str = "",
-) -> tuple[Fact, ...]:  # fmt: skip
-    """Decide flat facts one by one; those that are the same everywhere are left out.
-
-    Args:
-        base: By name; None where there is no common ancestor.
-        ours: Likewise.
-        theirs: Likewise.
-        rules: ``ours`` and ``theirs`` decide what both sides changed; facts are never combined.
-        prefix: Put before every name.
-        optimizer: The side that facts of optimiser state follow; empty where nothing says.
-    """
-    base = base or {}
-    found = []
-    for name in sorted({*base, *ours, *theirs}):
-        x, y, z = (side.get(name, _ABSENT) for side in (base, ours, theirs))
-        if _equal(x, y) and _equal(x, z):
-            continue
-        full = prefix + name
-        strategy = rules.find(full)
-        if find_role(full) == "optimizer":
-            take, why = _decide_optimizer_fact(x, y, z, strategy, optimizer, by_rule=rules.find_rule(full) is not None)
-        else:
-            take, why = _decide_fact(x, y, z, strategy)
-        found.append(Fact(full, take, why, *(None if v is _ABSENT else v for v in (x, y, z))))
-    return tuple(found)
-
-
-def _equal(a: object, b: object) -> bool:
-    return a is b or (type(a) is type(b) and a == b)
-
-
-def _decide_optimizer_fact(
-    base: object, ours: object, theirs: object, strategy: Strategy, side: str, *, by_rule: bool
-) -> tuple[Take, str]:
-    """Decide a fact of optimiser state: as its tensors, else ours where both sides changed it."""
-    take, why = _decide_fact(base, ours, theirs, strategy)
-    if side and not _equal(ours, theirs):
-        value = theirs if side == "theirs" else ours
-        return Take.REMOVED if value is _ABSENT else Take(side), f"optimiser state is that of {side}"
-    if take is Take.CONFLICT and not (by_rule and strategy.name == "conflict"):
-        return Take.REMOVED if ours is _ABSENT else Take.OURS, f"{why}: optimiser state is that of ours"
-    return take, why
-
-
-def _decide_fact(base: object, ours: object, theirs: object, strategy: Strategy) -> tuple[Take, str]:
-    def verb(value: object) -> str:
-        return "removed" if value is _ABSENT else "added" if base is _ABSENT else "changed"
-
-    def take(value: object, side: Take) -> Take:
-        return Take.REMOVED if value is _ABSENT else side
-
-    if _equal(ours, theirs):
-        return take(ours, Take.SAME), f"{verb(ours)} on both sides alike"
-    if _equal(base, ours):
-        return take(theirs, Take.THEIRS), f"{verb(theirs)} by theirs"
-    if _equal(base, theirs):
-        return take(ours, Take.OURS), f"{verb(ours)} by ours"
-    first, second = verb(ours), verb(theirs)
-    why = f"{first} on both sides" if first == second else f"{first} by ours, {second} by theirs"
-    if strategy.name == "ours":
-        return take(ours, Take.OURS), f"{why}: ours by rule"
-    if strategy.name == "theirs":
-        return take(theirs, Take.THEIRS), f"{why}: theirs by rule"
-    return Take.CONFLICT, why

@@ -43,7 +43,7 @@ def test_a_conflict_is_listed_and_nothing_is_written(box: Sandbox) -> None:
     assert done.stdout == "1 conflict, nothing was written:\n  encoder.weight  changed on both sides\n"
     assert done.stderr == (
         "hint: modelver merge-file ... --strategy mean combines what both sides changed; "
-        "--tensors encoder.weight=ours decides one tensor\n"
+        "--tensors encoder.weight=ours decides one of them\n"
     )
     assert not (box.path / "out.safetensors").exists()
 

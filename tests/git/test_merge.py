@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dvc_modelver.resources import read_schema
 from tests.sandbox import Sandbox, Weights, make_weights
 
 MODEL = "models/net.safetensors"
@@ -69,6 +71,10 @@ def clashing(sandbox: Sandbox) -> Sandbox:
     return fork(sandbox, CLASH)
 
 
+def check_schema(box: Sandbox, path: str = MODEL) -> None:
+    jsonschema.validate(metadata(box, path), json.loads(read_schema("metadata")))
+
+
 def check_whole(box: Sandbox, path: str = MODEL) -> None:
     """Weights, metadata and pointer are one version, committed, and what DVC and fsck say of it is good."""
     assert box.git("status", "--porcelain") == ""
@@ -89,6 +95,8 @@ def test_a_merge_of_different_layers_asks_nothing(forked: Sandbox) -> None:
     assert (version["number"], version["update"], version["parents"]) == (3, "merge", [ours, theirs])
     assert version["merge"]["tensors"] == {"same": 6, "ours": 2, "theirs": 2}
     assert "metrics" not in metadata(forked).get("training", {})
+    check_schema(forked)
+    assert f"merged from  {ours[:8]} and {theirs[:8]}" in forked.modelver("show", "net")
     forked.modelver("load", "net@3", "-o", "copy.safetensors")
     assert is_same(on_disk(forked, "copy.safetensors"), JOINED)
 
@@ -153,6 +161,9 @@ def test_conflicts_are_decided_in_several_steps(sandbox: Sandbox) -> None:
     assert box.exit_code("merge", "--take", "ours") == 0
     box.git("commit", "-q", "-m", "merged")
     assert is_same(on_disk(box), ours | {"layers.1.weight": theirs["layers.1.weight"]})
+    taken = metadata(box)["version"]["merge"]["taken"]
+    assert taken == {"ours": ["layers.0.weight", "layers.2.weight"], "theirs": ["layers.1.weight"]}
+    check_schema(box)
     check_whole(box)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -164,6 +165,27 @@ def test_a_side_that_is_written_meanwhile_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(BadModelError, match=r"layers.1.weight.* is not what was to be written"):
         merge_models(sides[0], sides[1], sides[2], tmp_path / "merged.safetensors")
     assert not (tmp_path / "merged.safetensors").exists()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_interrupted_merge_leaves_what_was_there(tmp_path: Path) -> None:
+    base = model()
+    ours = base | {"layers.0.weight": base["layers.0.weight"] + 1}
+    theirs = base | {"layers.1.weight": base["layers.1.weight"] + 1}
+    base_path, ours_path, theirs_path = three(tmp_path, base, ours, theirs)
+    before = ours_path.read_bytes()
+    left = sum(path.stat().st_size for path in (base_path, ours_path, theirs_path))
+
+    def stop(n_bytes: int) -> None:
+        nonlocal left
+        left -= n_bytes
+        if left < 0:  # the sides were read: it is being written
+            raise KeyboardInterrupt
+
+    sides = [Side(str(path), path) for path in (base_path, ours_path, theirs_path)]
+    with pytest.raises(KeyboardInterrupt):
+        merge_models(sides[0], sides[1], sides[2], ours_path, progress=stop)
+    assert ours_path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -578,6 +600,31 @@ def test_an_output_of_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadModelError, match="found a file in the format safetensors, expected pytorch by its name"):
         merge_models(side, side, side, tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_an_output_without_a_suffix_is_read_back_as_ours(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.pkl" for name in ("base", "ours", "theirs")]
+    for path, value in zip(paths, (1, 1, 2), strict=True):  # a pickle of protocol 0 is known by its suffix alone
+        path.write_bytes(pickle.dumps({"w": np.full(3, value)}, 0))
+    sides = [Side(path.name, path) for path in paths]
+    assert done(merge_models(sides[0], sides[1], sides[2], tmp_path / "object")).read_bytes() == paths[2].read_bytes()
+
+
+def test_only_a_file_is_replaced(tmp_path: Path) -> None:
+    side = Side("m", saved(tmp_path, "good", model()))
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UsageError, match="is there already, expected a file"):
+            merge_models(side, side, side, place)
+
+
+def test_facts_of_two_files_converted_alike_are_still_compared(tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
+    base = saved(tmp_path, "base", {"w": np.ones(3, np.float32)})
+    paths = [tmp_path / f"{name}.pt" for name in ("ours", "theirs")]
+    for path, epoch in zip(paths, (1, 2), strict=True):
+        torch.save({"w": torch.ones(3), "epoch": epoch}, path)
+    assert conflicts(merge([base, *paths])) == {"epoch": "added on both sides"}
 
 
 # Memory

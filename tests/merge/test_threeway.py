@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -284,6 +285,27 @@ def test_a_prefix_that_came_on_one_side_is_followed() -> None:
     assert not plan(base, ours, theirs).conflicts
 
 
+def test_equal_constants_are_not_taken_for_one_another() -> None:
+    """Zeros of two layers that theirs named anew: nobody can tell which is which, so the one ours changed is a conflict."""
+    zeros = [row(name, "zeros", shape=(128,)) for name in ("a", "b")]
+    found = plan(table(*zeros), table(row("a", "mine", shape=(128,)), zeros[1]),
+                 table(*(replace(z, name=name) for z, name in zip(zeros, ("p", "q"), strict=True))))  # fmt: skip
+    takes = {d.name: (d.take, d.why) for d in found.tensors}
+    assert takes["a"] == (Take.CONFLICT, "removed by theirs, changed by ours")
+    assert takes["b"][0] is Take.REMOVED
+    assert takes["p"][0] is takes["q"][0] is Take.THEIRS
+
+
+def test_a_small_constant_is_no_evidence_of_a_rename() -> None:
+    base, theirs = row("temperature", "one", shape=(), min=1, max=1), row("scale", "one", shape=(), min=1, max=1)
+    found = by_name(plan(table(base), table(replace(base, digest="blake3:two")), table(theirs)))
+    assert found["temperature"].take is Take.CONFLICT
+    assert found["scale"].take is Take.THEIRS
+    trained = [row(name, "bias", shape=(10,), min=-0.3, max=0.2) for name in ("fc.bias", "classifier.bias")]
+    found = by_name(plan(table(trained[0]), table(replace(trained[0], digest="blake3:tuned")), table(trained[1])))
+    assert found["classifier.bias"].take is Take.OURS
+
+
 def test_two_new_names_of_one_tensor_are_a_conflict() -> None:
     sides = [table(_sketched(name, "x")) for name in ("old", "mine", "yours")]
     found = only(decide(sides))
@@ -396,6 +418,14 @@ def test_facts_of_the_optimiser_follow_it() -> None:
     sides = [table(*_trained("w", v), structure={"optimizer.lr": v, "epoch": 1}) for v in "xyz"]
     found = decide(sides, rules("mean").with_rule("optimizer.*", parse_strategy("theirs")))
     assert [(f.name, f.value) for f in found.facts] == [("optimizer.lr", "z")]
+
+
+def test_factors_of_lora_layers_that_are_combined_are_told() -> None:
+    for name in ("base_model.model.q.lora_A.weight", "q.lora_B.default.weight", "lora_unet_q.lora_up.weight"):
+        sides = [table(row(name, v)) for v in "xyz"]
+        assert decide(sides, rules("mean")).notes[0].startswith("factors of LoRA layers are combined one by one")
+        assert not decide(sides, rules("ours")).notes
+    assert not decide([table(row("lorax.weight", v)) for v in "xyz"], rules("mean")).notes
 
 
 # Facts
