@@ -59,6 +59,22 @@ def check_commits(repo: Repository, new: str, known: Sequence[str]) -> list[Prob
     return found
 
 
+def check_tip(repo: Repository, known: Sequence[str]) -> list[Problem]:
+    """Check HEAD's files as far as commits of ``HEAD --not known`` touched them: what `check_commits` refuses.
+
+    Args:
+        repo: The repository; it has a HEAD.
+        known: Arguments of ``git rev-list`` for what is known to be good.
+    """
+    out = repo.git.paths("log", "--format=", "--name-only", "-z", "--diff-merges=first-parent", "HEAD", "--not", *known)
+    touched = sorted({path for path in out if _is_ours(repo, path)})
+    return _check(repo, repo.git.commit_of("HEAD"), touched, refuses=True) if touched else []
+
+
+def _is_ours(repo: Repository, path: str) -> bool:
+    return is_pointer_file(path) or find_model_path(path) is not None or repo.settings.is_gated(path)
+
+
 def parents_of(repo: Repository, commit: str) -> list[str]:
     """Give the parents of a commit."""
     return repo.git.text("rev-list", "--parents", "-n", "1", commit).split()[1:]
@@ -68,7 +84,7 @@ def _changes_of(repo: Repository, commit: str) -> Iterator[Change]:
     parents = parents_of(repo, commit)
     base = parents[0] if parents else repo.git.text("hash-object", "-t", "tree", "/dev/null")
     for change in repo.git.tree_changes(base, commit):
-        if is_pointer_file(change.path) or find_model_path(change.path) or repo.settings.is_gated(change.path):
+        if _is_ours(repo, change.path):
             yield change
 
 

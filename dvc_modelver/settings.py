@@ -32,7 +32,8 @@ class Settings:
         params: Files whose values are recorded as hyper-parameters of a new version.
         describe_max_bytes: Larger models are described at commit, not while Git looks at the work tree.
         fetch_max_bytes: Larger objects are not fetched by a checkout; the command to run is printed.
-        raw_max_bytes: Larger model files are refused as raw Git blobs by ``check`` and ``git push``.
+        raw_max_bytes: Larger raw Git blobs are refused by ``check`` and ``git push``, of files that are models by
+            `GATE_SUFFIXES` or `include`; of other suffixes ``git commit`` names them.
         strict: Refuse missing or stale metadata in every pushed commit, not only at the tip.
         refuse: Which new models a commit refuses for what they would run when they are loaded: ``dangerous`` ones,
             ``unknown`` ones too, or ``never`` any.

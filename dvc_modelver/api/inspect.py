@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dvc_modelver.api.select import find_known, select
 from dvc_modelver.api.setup import hidden_models
-from dvc_modelver.checks import Problem, check_commits, parents_of
+from dvc_modelver.checks import Problem, check_commits, check_tip, parents_of
 from dvc_modelver.errors import NotFoundError, UsageError, word
 from dvc_modelver.formats import LocalFolder, known_suffixes
 from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path, table_digest, table_path
@@ -113,9 +113,8 @@ def _refused(repo: Repository) -> Iterator[ModelStatus]:
     if repo.head is None:
         return
     known = ["--remotes"] if repo.git.text("remote") else parents_of(repo, repo.head)
-    for problem in check_commits(repo, "HEAD", known):
-        if problem.refuses:
-            yield ModelStatus(problem.path, "refused", f"git push would refuse {problem.line}", problem.hint)
+    for problem in check_tip(repo, known):
+        yield ModelStatus(problem.path, "refused", f"git push would refuse {problem.line}", problem.hint)
 
 
 def _unpushed(repo: Repository) -> Iterator[ModelStatus]:

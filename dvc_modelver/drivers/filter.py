@@ -6,6 +6,7 @@ Source: gitattributes(5), "Long Running Filter Process"; gitprotocol-common(5), 
 from __future__ import annotations
 
 import os
+import posixpath
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -94,10 +95,13 @@ def main(_argv: list[str]) -> int:
         list(packets.read_all())
         packets.write_lines("capability=clean", "capability=smudge")
         repo: Repository | None = None
+        told: set[str] = set()
         while True:
             fields = packets.read_fields()
             repo = repo or Repository.open()
             _serve(repo, packets, fields)
+            if fields.get("command") == "clean":
+                _name_folder(repo, fields.get("pathname", ""), told)
     except EOFError:
         return 0
     except KeyboardInterrupt:
@@ -154,6 +158,16 @@ def clean(repo: Repository, path: str, pieces: Iterator[bytes]) -> Iterator[byte
     gate = GatePointer(hashes.md5, hashes.sha256, hashes.size)
     note_gate(repo, path, gate, before)
     return iter([gate.render()])
+
+
+def _name_folder(repo: Repository, path: str, told: set[str]) -> None:
+    """Say once that the files of a folder could be one model; not where one of them is a model of its own already."""
+    top = posixpath.dirname(path)
+    if not top or top in told or os.environ.get("MODELVER_SKIP") == "1" or (repo.top / f"{path}.dvc").exists():
+        return
+    told.add(top)
+    if repo.is_model_folder(top):
+        say(f"{top}: looks like one model in several files; modelver add {word(top)} makes it one")
 
 
 def _is_raw_in_git(repo: Repository, path: str) -> bool:

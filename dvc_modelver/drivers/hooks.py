@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,14 +72,14 @@ def _fsmonitor(repo: Repository, args: list[str]) -> None:
             apply_law(repo, say, describing=True, following=False, storing=storing)
 
 
-def _pre_commit(repo: Repository, _args: list[str]) -> None:
+def _pre_commit(repo: Repository, _args: list[str], *, merging: bool = False) -> None:
     from dvc_modelver.worktree.staging import Stager, note_commit
     from dvc_modelver.worktree.sync import Keeper
 
     commit_all = Path(os.environ.get("GIT_INDEX_FILE", "")).name == "index.lock"
     with locked(repo.layout.state_dir):
         stager = Stager(Keeper(repo, say))
-        staged = stager.complete(commit_all=commit_all)
+        staged = stager.complete(commit_all=commit_all, merging=merging)
         note_commit(repo, staged, stager.raw)
 
 
@@ -159,7 +160,7 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
 _HOOKS: dict[str, Callable[[Repository, list[str]], None]] = {
     "fsmonitor": _fsmonitor,
     "pre-commit": _pre_commit,
-    "pre-merge-commit": _pre_commit,
+    "pre-merge-commit": partial(_pre_commit, merging=True),
     "post-commit": _post_commit,
     "post-checkout": _follow,
     "post-merge": _follow,

@@ -38,7 +38,11 @@ Progress = Callable[[int], None]
 OPAQUE = "opaque"
 """Format of a model that no reader knows: digests and size only, no tensor table."""
 
-_UPDATE_OF_KIND = {"conversion": "conversion", "retrained": "batch", "architecture": "batch"}
+_UPDATE_OF_KIND = {
+    "conversion": "conversion", "metadata-only": "conversion", "scaled": "conversion",
+    "retrained": "batch", "architecture": "batch",
+}  # fmt: skip
+"""How a version was made, by its kind of change; any other is a fine-tune."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -46,15 +47,16 @@ class Stager:
         self.tracker = Tracker(keeper)
         self.raw: list[str] = []
 
-    def complete(self, *, commit_all: bool) -> list[str]:
+    def complete(self, *, commit_all: bool, merging: bool = False) -> list[str]:
         """Complete the index; give the paths staged.
 
         Args:
             commit_all: ``git commit -a``: take in every retrained model.
+            merging: This is a merge, whose commit may well change nothing.
 
         Raises:
-            RefusedError: What is staged is not one version, a pipeline's model was changed outside it, or loading
-                a new model would run what the settings refuse.
+            RefusedError: What is staged is not one version, nothing is left to commit, a pipeline's model was changed
+                outside it, or loading a new model would run what the settings refuse.
         """
         found = changes = self.repo.git.staged_changes()
         gated = dict(self._find_gated(changes))
@@ -75,7 +77,8 @@ class Stager:
             self._name_left_out()
         self.keeper.save()
         clear_gates(self.repo)
-        if found and not self.repo.git.staged_changes() and self.repo.git.find_commit("MERGE_HEAD") is None:
+        merging = merging or self.repo.git.find_commit("MERGE_HEAD") is not None
+        if found and not merging and not self.repo.git.staged_changes():
             raise RefusedError("nothing to commit: the models are those of HEAD again", hint="git reset -q")
         return self.tracker.staged
 
@@ -88,16 +91,21 @@ class Stager:
         """
         named = [c for c in changes if c.path.lower().endswith(WEIGHT_SUFFIXES) and c.new_mode.startswith("100")]
         attributes = self.repo.git.attributes([c.path for c in named], "filter")
+        folders: set[str] = set()
         for change in named:
             size = self.repo.objects.blob_size(change.new_oid)
             is_ours = attributes.get(change.path, {}).get("filter") in ("modelver", "unspecified")
             if is_ours and not is_raw_weights(size, partial(self.repo.objects.read_blob, change.new_oid)):
                 self._name_text(change.path, self.repo.objects.read_blob(change.new_oid))
             elif size > MAX_QUIET_BYTES:
-                self.keeper.say(
-                    f"{change.path}: {human_bytes(size)} of weights go into Git itself\n"
-                    f"hint: git rm --cached {word(change.path)}; modelver add {word(change.path)} puts them into DVC"
-                )
+                folder = posixpath.dirname(change.path)
+                if folder in folders:
+                    continue  # one hint for all of them
+                into_dvc = f"modelver add {word(change.path)} puts them into DVC"
+                if folder and self.repo.is_model_folder(folder):
+                    folders.add(folder)
+                    into_dvc = f"modelver add {word(folder)} makes the folder one model, in DVC"
+                self.keeper.say(f"{change.path}: {human_bytes(size)} of weights go into Git itself\nhint: {into_dvc}")
 
     def _find_gated(self, changes: Iterable[Change]) -> Iterator[tuple[str, GatePointer]]:
         attributes = self.repo.git.attributes([c.path for c in changes], "filter")

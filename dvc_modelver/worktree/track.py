@@ -139,10 +139,7 @@ class Tracker:
         self._edit(ignore_file(path), lambda text: without_ignore_line(text, path))
 
     def _edit(self, file: str, edit: Callable[[str], str]) -> None:
-        disk = self.repo.top / file
-        write_if_changed(disk, edit(_read(disk)).encode("utf-8", "surrogateescape"))
-        if not _read(disk):
-            disk.unlink()
+        _edit_file(self.repo.top / file, edit)
         entry = self.repo.git.index_entries(file).get(file)
         old = self.repo.objects.read_blob(entry[1]).decode("utf-8", "surrogateescape") if entry else ""
         new = edit(old)
@@ -195,6 +192,18 @@ class Tracker:
             pointer = new_pointer(path, hashes)
         self.settle(path, pointer, hashes.md5, stamp)
         return made
+
+
+def show_again(top: Path, path: str) -> None:
+    """Take a model's line out of the ``.gitignore`` of the work tree alone; the file goes with its last line."""
+    _edit_file(top / ignore_file(path), lambda text: without_ignore_line(text, path))
+
+
+def _edit_file(disk: Path, edit: Callable[[str], str]) -> None:
+    if disk.exists() or edit(""):
+        write_if_changed(disk, edit(_read(disk)).encode("utf-8", "surrogateescape"))
+        if not _read(disk):
+            disk.unlink()
 
 
 def _read(path: Path) -> str:
