@@ -31,6 +31,7 @@ class Settings:
         describe_max_bytes: Larger models are described at commit, not while Git looks at the work tree.
         fetch_max_bytes: Larger objects are not fetched by a checkout; the command to run is printed.
         raw_max_bytes: Larger model files are refused as raw Git blobs by ``check`` and ``git push``.
+        trailer: Write a ``Model-Change:`` trailer for each model into the message of a commit that changes it.
         strict: Refuse missing or stale metadata in every pushed commit, not only at the tip.
         refuse: Which new models a commit refuses for what they would run when they are loaded: ``dangerous`` ones,
             ``unknown`` ones too, or ``never`` any.
@@ -45,6 +46,7 @@ class Settings:
     describe_max_bytes: int = 1 << 30
     fetch_max_bytes: int = 1 << 30
     raw_max_bytes: int = 10 << 20
+    trailer: bool = False
     strict: bool = False
     refuse: str = "dangerous"
     allow: tuple[str, ...] = ()
@@ -89,6 +91,7 @@ _PLACES = {
     ("limits", "describe_max_bytes"): "describe_max_bytes",
     ("limits", "fetch_max_bytes"): "fetch_max_bytes",
     ("limits", "raw_max_bytes"): "raw_max_bytes",
+    ("commit", "trailer"): "trailer",
     ("push", "strict"): "strict",
     ("security", "refuse"): "refuse",
     ("security", "allow"): "allow",
