@@ -34,6 +34,7 @@ class Settings:
         fetch_max_bytes: Larger objects are not fetched by a checkout; the command to run is printed.
         raw_max_bytes: Larger raw Git blobs are refused by ``check`` and ``git push``, of files that are models by
             `GATE_SUFFIXES` or `include`; of other suffixes ``git commit`` names them.
+        trailer: Write a ``Model-Change:`` trailer for each model into the message of a commit that changes it.
         strict: Refuse missing or stale metadata in every pushed commit, not only at the tip.
         refuse: Which new models a commit refuses for what they would run when they are loaded: ``dangerous`` ones,
             ``unknown`` ones too, or ``never`` any.
@@ -48,6 +49,7 @@ class Settings:
     describe_max_bytes: int = 1 << 30
     fetch_max_bytes: int = 1 << 30
     raw_max_bytes: int = 10 << 20
+    trailer: bool = False
     strict: bool = False
     refuse: str = "dangerous"
     allow: tuple[str, ...] = ()
@@ -92,6 +94,7 @@ _PLACES = {
     ("limits", "describe_max_bytes"): "describe_max_bytes",
     ("limits", "fetch_max_bytes"): "fetch_max_bytes",
     ("limits", "raw_max_bytes"): "raw_max_bytes",
+    ("commit", "trailer"): "trailer",
     ("push", "strict"): "strict",
     ("security", "refuse"): "refuse",
     ("security", "allow"): "allow",

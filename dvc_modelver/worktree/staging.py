@@ -73,6 +73,7 @@ class Stager:
         self._name_opaque()
         self._refuse_unsafe()
         self._settle()
+        self._name_untracked()
         if not commit_all:
             self._name_left_out()
         self.keeper.save()
@@ -234,7 +235,11 @@ class Stager:
         except BadMetadataError as err:
             raise RefusedError(str(err), hint=f"modelver refresh {word(path)}") from err
         if pointer is None:
-            self._stage_pointer_of(path, metadata, view)
+            moved = find_moved(self.repo, view, path)
+            if moved is not None and metadata is not None:
+                self.tracker.finish_move(moved, path, metadata)
+            else:
+                self._stage_pointer_of(path, metadata, view)
             return
         if metadata is not None and metadata.pending is not None:
             self._describe_pending(path, pointer)
@@ -389,6 +394,16 @@ class Stager:
             return False  # this commit may well be what mends it
         return old is not None and old.model.format != OPAQUE
 
+    def _name_untracked(self) -> None:
+        """Name weights whose pointer and metadata this commit removes, and that stay on disk (``git rm``)."""
+        view = self.repo.index()
+        for change in self.repo.git.staged_changes():
+            path = find_model_path(change.path)
+            if change.status != "D" or path is None or change.path != metadata_path(path):
+                continue
+            if (self.repo.top / path).exists() and not any(p.path == path for p in self.repo.pointers(view)):
+                self.keeper.say(f"{path}: tracked no more, and still on disk\nhint: rm {word(path)}")
+
     def _name_left_out(self) -> None:
         view = self.repo.index()
         for seen in self.keeper.look():
@@ -397,6 +412,14 @@ class Stager:
             retrained = seen.action is Action.DESCRIBE and seen.model.metadata is not None
             if retrained or seen.is_unstaged(view.read(metadata_path(seen.path))):
                 self.keeper.say(f"not in this commit: {seen.path} was retrained (git commit -a takes it in)")
+
+
+def find_moved(repo: Repository, view: IndexView, path: str) -> Pointer | None:
+    """Give the pointer that ``git mv`` brought to a model's new path, and that names the old one still."""
+    if view.read(path + ".dvc") is None:
+        return None
+    named = [p for p in repo.pointers_in(view, path + ".dvc") if view.read(metadata_path(p.path)) is None]
+    return named[0] if len(named) == 1 else None
 
 
 # What the clean filter and the hooks leave for each other in .git/modelver

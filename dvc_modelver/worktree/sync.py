@@ -21,6 +21,7 @@ from dvc_modelver.repository import CommitView, Repository, TrackedModel
 from dvc_modelver.store.folders import folder_bytes, is_folder_oid, iter_files
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer, read_pointers, read_wdir, write_pointer
+from dvc_modelver.worktree.departed import let_go
 from dvc_modelver.worktree.describe import Contents, Description, describe, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
 from dvc_modelver.worktree.state import (
@@ -398,12 +399,22 @@ def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool, 
             where = "" if posixpath.basename(seen.path) in str(err) else f"{seen.path}: "
             say(f"{where}{err}" + (f"\nhint: {err.hint}" if err.hint else ""))
             left.append(seen)
+    if following:
+        let_go(keeper, found)
     keeper.remember_all(found)
     for seen in left:
         if seen.action is Action.DESCRIBE:
             keeper.look_again(seen.path)
     keeper.save()
     return left
+
+
+def _bring_together(keeper: Keeper, seen: Seen, md5: str) -> bool:
+    """Bring metadata and a ``.dvc`` pointer, of which one moved alone, to the object that is in place now."""
+    metadata, pointer = seen.model.metadata, seen.model.pointer
+    if pointer.kind == "dvc" and metadata is not None and metadata.md5 != pointer.md5:
+        keeper.describe(replace(seen, md5=md5, contents=None))
+    return True
 
 
 def _apply_one(keeper: Keeper, seen: Seen, *, describing: bool, following: bool) -> bool:
@@ -420,7 +431,7 @@ def _apply_one(keeper: Keeper, seen: Seen, *, describing: bool, following: bool)
             except ModelverError:
                 keeper.mark_pending(seen)
         case Action.FOLLOW if following and seen.decision.target is not None:
-            return keeper.follow(seen, seen.decision.target)
+            return keeper.follow(seen, seen.decision.target) and _bring_together(keeper, seen, seen.decision.target)
         case Action.CONFLICT:
             row = keeper.state.rows.get(seen.path)
             if row is None or _is_stale(keeper.repo, row):
