@@ -29,7 +29,7 @@ from dvc_modelver.formats.base import (
 from dvc_modelver.formats.onnx_graph import GRAPH_FIELDS, MODEL_FIELDS, Dequantised, Model, read_model
 from dvc_modelver.formats.onnx_tensors import NARROW, Stored, iter_typed
 from dvc_modelver.formats.protobuf import BYTES, VARINT, Walker
-from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened
+from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened, read_reals
 from dvc_modelver.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ SUFFIXES = (".onnx",)
 MAX_SCALES = 1 << 20
 
 _FRAMEWORKS = {"pytorch": "pytorch", "tf2onnx": "tensorflow", "skl2onnx": "sklearn"}
-_NUMBERS = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4"}
+_NUMBERS = {"F32": "<f4", "BF16": "<f4", "F16": "<f2", "I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4"}
 _PIECE = 1 << 18
 
 
@@ -199,8 +199,8 @@ class OnnxReader(FileReader):
         )
         data = b"".join(bytes(piece) for piece in whole)
         if stored.dtype == "BF16":
-            return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        return np.frombuffer(data, _NUMBERS[stored.dtype]).astype(np.float64)
+            data = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).tobytes()
+        return read_reals(data, _NUMBERS[stored.dtype])
 
 
 def _find_dequantised(model: Model, parameters: Mapping[str, Stored]) -> dict[str, Dequantised]:

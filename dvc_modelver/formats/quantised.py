@@ -68,6 +68,19 @@ def iter_dequantised(stored: Iterable[memoryview], spec: TensorSpec, affine: Aff
             yield values.data
 
 
+def read_reals(data: bytes, dtype: str) -> NDArray[np.float64]:
+    """Give stored scales or zero points as float64.
+
+    Args:
+        data: Their bytes.
+        dtype: NumPy's name of their type.
+    """
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # a signaling NaN, of a damaged file, is a NaN
+        return np.frombuffer(data, dtype).astype(np.float64)
+
+
 def iter_widened(packed: Iterable[memoryview], bits: int, is_signed: bool, numel: int) -> Iterator[memoryview]:
     """Give integers of 4 or 2 bits, of which several share a byte, one per byte.
 

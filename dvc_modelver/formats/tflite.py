@@ -23,7 +23,7 @@ from dvc_modelver.formats.base import (
     rechunk,
 )
 from dvc_modelver.formats.flatbuffer import FlatBuffer
-from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened
+from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened, read_reals
 from dvc_modelver.formats.tflite_graph import NARROW, Constant, read_model
 from dvc_modelver.tensors import TensorSpec
 
@@ -100,7 +100,7 @@ class TfliteReader(FileReader):
         import numpy as np
 
         at, n = constant.scale
-        scale = np.frombuffer(read_exactly(self._file, at, 4 * n, self.name), "<f4").astype(np.float64)
+        scale = read_reals(read_exactly(self._file, at, 4 * n, self.name), "<f4")
         at, n_zero = constant.zero_point
         zero_point = np.frombuffer(read_exactly(self._file, at, 8 * n_zero, self.name), "<i8").astype(np.int64)
         return Affine(scale, np.resize(zero_point, n) if n_zero else np.zeros(n, np.int64), constant.axis)

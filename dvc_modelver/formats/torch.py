@@ -28,6 +28,7 @@ from dvc_modelver.formats.base import (
     rechunk,
 )
 from dvc_modelver.formats.pickles import Span
+from dvc_modelver.formats.quantised import read_reals
 from dvc_modelver.formats.strided import iter_blocks
 from dvc_modelver.formats.torch_container import (
     HINT,
@@ -210,7 +211,8 @@ class TorchReader(FileReader):
         for piece in self.iter_buffers(spec, n_items * item_bytes):
             integers = np.frombuffer(piece, _INTEGERS[spec.dtype])
             channel = np.arange(position, position + integers.size) // n_inner % scale.size if scale.size > 1 else 0
-            real = ((integers - zero_point[channel]) * scale[channel]).astype("<f4")
+            with np.errstate(all="ignore"):
+                real = ((integers - zero_point[channel]) * scale[channel]).astype("<f4")
             position += integers.size
             yield real.data.cast("B")
 
@@ -232,7 +234,7 @@ class TorchReader(FileReader):
                 f"{self.name}: has {spec.numel} quantisers of one tensor, expected at most {MAX_CHANNELS}", hint=HINT
             )
         pieces = self._iter_gathered(spec, value) if spec.numel else iter(())
-        return np.frombuffer(b"".join(pieces), _REALS[spec.dtype]).astype(np.float64)
+        return read_reals(b"".join(pieces), _REALS[spec.dtype])
 
 
 def _make_spec(name: str, view: View) -> TensorSpec:

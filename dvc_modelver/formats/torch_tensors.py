@@ -238,7 +238,7 @@ class TensorParser:
         view = self._parse_strided(storage, offset, size, strides, None, [])
         match quantiser:
             case (Global(), int() | float() as scale, int() | float() as zero_point):
-                return replace(view, quantiser=Quantiser(float(scale), float(zero_point)))
+                return replace(view, quantiser=Quantiser(self._parse_real(scale), self._parse_real(zero_point)))
             case (Global(), scales, zero_points, int() as axis) if 0 <= axis < len(view.shape):
                 n_channels = view.shape[axis]
                 return replace(
@@ -248,6 +248,12 @@ class TensorParser:
                     ),
                 )
         raise self._bad(f"has a quantised tensor of scheme {quote(quantiser)}, expected a scale and a zero point")
+
+    def _parse_real(self, value: float) -> float:
+        try:
+            return float(value)
+        except OverflowError as err:
+            raise self._bad(f"has the quantiser {quote(value)}, expected a number of 64 bits") from err
 
     def _parse_channels(self, value: object, n_channels: int) -> View | tuple[float, ...]:
         if isinstance(value, list) and len(value) == n_channels and all(isinstance(v, int | float) for v in value):
