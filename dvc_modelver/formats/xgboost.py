@@ -235,8 +235,10 @@ class XgboostReader(TreesReader):
             for key in ("categories_nodes", "categories_segments", "categories_sizes", "categories")
         )
         begin = np.cumsum(sizes) - sizes
-        if not (len(nodes) == len(sizes) and np.array_equal(begin, begins) and (sizes >= 0).all()
-                and sizes.sum() == len(categories) and ((nodes >= 0) & (nodes < len(numbers))).all()):  # fmt: skip
+        # Each size is looked at alone first: the sum of large ones wraps round, and np.repeat would believe it.
+        if not (len(nodes) == len(sizes) and ((sizes >= 0) & (sizes <= len(categories))).all()
+                and np.array_equal(begin, begins) and sizes.sum() == len(categories)
+                and ((nodes >= 0) & (nodes < len(numbers))).all()):  # fmt: skip
             raise bad("has categories that do not fit its nodes, expected a segment for each categorical split")
         return sort_rows(np.repeat(numbers[nodes], sizes), categories)
 
