@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,18 +45,19 @@ def check_commits(repo: Repository, new: str, known: Sequence[str]) -> list[Prob
     Returns:
         Problems, oldest commit first. Below the newest commit they are warnings, unless ``push.strict``.
     """
-    tip = repo.git.commit_of(new)
-    commits = repo.git.text("rev-list", "--reverse", tip, "--not", *known).split()
-    touched: dict[str, None] = {}
-    found = []
-    for commit in commits:
-        changes = list(_changes_of(repo, commit))
-        touched |= dict.fromkeys(c.path for c in changes)
+    tip = repo.git.find_commit(new)
+    if tip is None:
+        return []  # a tag of a file
+    changed: dict[str, dict[str, None]] = {}
+    for commit, change in repo.git.iter_changes("--reverse", "--diff-merges=first-parent", tip, "--not", *known):
+        if _concerns_us(repo, change):
+            changed.setdefault(commit, {})[change.path] = None
+    found: list[Problem] = []
+    for commit, paths in changed.items():
         if commit != tip:
-            found += _check(repo, commit, [c.path for c in changes], refuses=repo.settings.strict)
-    if commits:
-        found += _check(repo, tip, list(touched), refuses=True)
-    return found
+            found += _check(repo, commit, list(paths), refuses=repo.settings.strict)
+    touched = dict.fromkeys(path for paths in changed.values() for path in paths)
+    return found + (_check(repo, tip, list(touched), refuses=True) if touched else [])
 
 
 def check_tip(repo: Repository, known: Sequence[str]) -> list[Problem]:
@@ -71,21 +72,17 @@ def check_tip(repo: Repository, known: Sequence[str]) -> list[Problem]:
     return _check(repo, repo.git.commit_of("HEAD"), touched, refuses=True) if touched else []
 
 
-def _is_ours(repo: Repository, path: str) -> bool:
-    return is_pointer_file(path) or find_model_path(path) is not None or repo.settings.is_gated(path)
-
-
 def parents_of(repo: Repository, commit: str) -> list[str]:
     """Give the parents of a commit."""
     return repo.git.text("rev-list", "--parents", "-n", "1", commit).split()[1:]
 
 
-def _changes_of(repo: Repository, commit: str) -> Iterator[Change]:
-    parents = parents_of(repo, commit)
-    base = parents[0] if parents else repo.git.text("hash-object", "-t", "tree", "/dev/null")
-    for change in repo.git.tree_changes(base, commit):
-        if _is_ours(repo, change.path):
-            yield change
+def _is_ours(repo: Repository, path: str) -> bool:
+    return is_pointer_file(path) or find_model_path(path) is not None or repo.settings.is_gated(path)
+
+
+def _concerns_us(repo: Repository, change: Change) -> bool:
+    return change.status != "D" and _is_ours(repo, change.path)
 
 
 def _check(repo: Repository, commit: str, paths: list[str], *, refuses: bool) -> list[Problem]:

@@ -271,11 +271,11 @@ class Repository:
         return read_pointers(text, file, dvc_yaml=dvc_yaml)
 
     def is_model(self, view: View, pointer: Pointer) -> bool:
-        """Whether a DVC output is a model: it has metadata, or a format that a reader knows.
+        """Whether a DVC output is a model: it has metadata, or a format that a reader knows; what Git keeps is none.
 
         A folder without metadata is one where its files say so, or where ``.modelver.toml`` does.
         """
-        if pointer.md5 is None:
+        if pointer.md5 is None or not pointer.cache:
             return False
         if pointer.is_folder:
             return view.read(metadata_path(pointer.path)) is not None or self.is_model_folder(pointer.path)

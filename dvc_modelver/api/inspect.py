@@ -1,10 +1,10 @@
-"""status, check, fsck, show, log, list: questions that change nothing."""
+"""status, check, show, log, list: questions that change nothing."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_modelver.api.select import find_known, select
@@ -18,10 +18,8 @@ from dvc_modelver.registry.history import Version, iter_versions, paths_of, vers
 from dvc_modelver.registry.tags import ModelTag, read_tags
 from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
-from dvc_modelver.store.folders import folder_bytes
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
-from dvc_modelver.store.remotes import Remote
-from dvc_modelver.transfer import Wanted, objects_of_commits
+from dvc_modelver.transfer import objects_of_commits
 from dvc_modelver.worktree.describe import read_contents
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.safety import check_models
@@ -191,111 +189,6 @@ def check(range_: str | None = None, *, folder: Path | None = None) -> list[Prob
     tip = repo.git.commit_of(new or "HEAD")
     known = [repo.git.commit_of(old or "HEAD")] if dots else parents_of(repo, tip)
     return [*check_commits(repo, tip, known), *check_models(repo, tip, known)]
-
-
-@dataclass
-class Fsck:
-    """What `fsck` found.
-
-    Attributes:
-        objects: Objects looked at.
-        problems: One line each.
-    """
-
-    objects: int = 0
-    problems: list[str] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
-
-
-def fsck(
-    *,
-    remote: bool = False,
-    everything: bool = False,
-    say: Say = lambda _line: None,
-    folder: Path | None = None,
-) -> Fsck:
-    """Prove that the objects which commits name are there and are what they say.
-
-    Args:
-        remote: Ask the DVC remote as well.
-        everything: All commits of all refs rather than HEAD's files.
-        say: Takes lines for the user.
-        folder: Anywhere in the work tree.
-    """
-    repo = Repository.open(folder)
-    repo.dvc_root()
-    if everything:
-        wanted = objects_of_commits(repo, "--all", [])
-    else:
-        view = repo.at("HEAD") if repo.head is not None else repo.index()
-        wanted = [Wanted(p) for p in repo.pointers(view) if p.md5 and p.cache]
-    result = Fsck(len(wanted))
-    for file, err in repo.unreadable(repo.work_tree).items():
-        result.problems.append(str(err))
-        result.hints.append(err.hint or f"git checkout HEAD -- {word(file)}")
-    for model in repo.models(repo.work_tree):
-        if model.problem or (model.metadata is not None and not _has_its_table(repo, model.path, model.metadata)):
-            result.problems.append(model.problem or f"{model.path}: the tensor table is not the metadata's")
-            result.hints.append(f"modelver refresh {word(model.path)}")
-    absent = [item for item in wanted if not _fsck_cached(repo, item, result, say)]
-    on_remote = _fsck_remote(repo, wanted if remote else absent, result) if remote or absent else set()
-    for item in absent:
-        if item.md5 not in on_remote and _is_on_disk(repo, item):
-            result.problems.append(f"{item.path}: object {item.md5} is in the work tree alone, not in the cache")
-            result.hints.append(f"modelver add {word(item.path)}")
-        elif item.md5 not in on_remote:
-            result.problems.append(f"{item.path}: object {item.md5} is neither in the cache nor on the remote")
-            result.hints.append("ask whoever committed it to run: modelver push")
-    _fsck_metadata(repo, result)
-    return result
-
-
-def _is_on_disk(repo: Repository, item: Wanted) -> bool:
-    file = repo.top / item.path
-    if not file.exists() or folder_bytes(file) != item.pointer.size:
-        return False
-    return repo.cache(item.path).hash_path(file).md5 == item.md5
-
-
-def _fsck_cached(repo: Repository, item: Wanted, result: Fsck, say: Say) -> bool:
-    cache = repo.cache(item.pointer.file)
-    if not cache.has(item.md5, legacy=item.pointer.legacy):
-        return False
-    objects = [item.md5]
-    if item.pointer.is_folder:
-        objects += [md5 for _, md5 in cache.iter_folder(item.md5, legacy=item.pointer.legacy)]
-    bad = next((oid for oid in objects if not cache.verify(oid, legacy=item.pointer.legacy, anew=True)), None)
-    if bad is not None:
-        result.problems.append(f"{item.path}: cache object {bad} has other bytes than its name says")
-        obj = cache.path_of(bad, legacy=item.pointer.legacy)
-        result.hints.append(f"mv {word(obj)} {word(repo.dvc_root() / '.dvc' / 'tmp')} && dvc fetch --all-commits")
-    return True
-
-
-def _fsck_remote(repo: Repository, wanted: list[Wanted], result: Fsck) -> set[str]:
-    groups: dict[tuple[Path, str | None], list[Wanted]] = {}
-    for item in wanted:
-        if item.pointer.push:
-            groups.setdefault((repo.dvc_root(item.pointer.file), item.pointer.remote), []).append(item)
-    there: set[str] = set()
-    for (root, name), items in groups.items():
-        remote = Remote.open(root, name)
-        missing = remote.missing({i.md5 for i in items}, legacy={i.md5 for i in items if i.pointer.legacy})
-        there |= {i.md5 for i in items} - missing
-        for item in items:
-            if item.md5 in missing and repo.cache(item.pointer.file).has(item.md5, legacy=item.pointer.legacy):
-                result.problems.append(f"{item.path}: object {item.md5} is not on {remote.url}")
-                result.hints.append("modelver push")
-    return there
-
-
-def _fsck_metadata(repo: Repository, result: Fsck) -> None:
-    if repo.head is None:
-        return
-    for problem in check_commits(repo, "HEAD", []):
-        if problem.refuses:
-            result.problems.append(problem.line)
-            result.hints.append(problem.hint)
 
 
 @dataclass(frozen=True)

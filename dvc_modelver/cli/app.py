@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards, reports
+from dvc_modelver.cli import cards, objects, reports
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
@@ -502,52 +502,5 @@ def load(
 # Objects
 
 
-@app.command()
-def push(
-    everything: Annotated[bool, typer.Option("--all", help="Objects of all commits of all refs.")] = False,
-    remote: Annotated[str | None, typer.Option(help="DVC remote; the configured one by default.")] = None,
-    json: JsonFlag = False,
-) -> None:
-    """Upload weights to the DVC remote; git push does this by itself."""
-    done = api.push(everything=everything, remote=remote, say=say)
-    if json:
-        emit_json([{"url": u.url, "sent": list(u.sent), "present": list(u.present)} for u in done])
-        return
-    emit_lines(
-        [f"{len(u.sent)} uploaded, {len(u.present)} there already: {u.url}" for u in done] or ["nothing to upload"]
-    )
-
-
-@app.command()
-def pull(
-    names: Annotated[list[str] | None, typer.Argument(help="Models, by name or path; all by default.")] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Also where the model on disk was retrained; its bytes go to the cache."),
-    ] = False,
-    json: JsonFlag = False,
-) -> int:
-    """Give the work tree the weights that its pointers name."""
-    done = api.pull(*(names or []), force=force, say=say)
-    if json:
-        emit_json({"restored": done.restored, "current": done.current, "kept": done.kept, "failed": done.failed})
-    else:
-        emit_lines(cards.pull_lines(done))
-    for path, why in done.failed.items():
-        say(f"modelver: error: {path}: {why}")
-    return 4 if done.failed else 0
-
-
-@app.command()
-def fsck(
-    remote: Annotated[bool, typer.Option("--remote", help="Ask the DVC remote as well.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="All commits of all refs.")] = False,
-    json: JsonFlag = False,
-) -> int:
-    """Prove that recorded weights are there and are what their names say; exit 1 when not."""
-    found = api.fsck(remote=remote, everything=everything, say=say)
-    if json:
-        emit_json({"objects": found.objects, "problems": found.problems})
-    else:
-        emit_lines(cards.fsck_lines(found))
-    return int(bool(found.problems))
+for command in (objects.push, objects.pull, objects.fsck, objects.gc, objects.migrate):
+    app.command()(command)

@@ -15,9 +15,8 @@ from dvc_modelver.formats.base import printable
 from dvc_modelver.progress import human_bytes
 
 if TYPE_CHECKING:
-    from dvc_modelver.api.inspect import Fsck, ListedModel, LoggedVersion, ModelStatus, Shown
+    from dvc_modelver.api.inspect import ListedModel, LoggedVersion, ModelStatus, Shown
     from dvc_modelver.api.setup import Finding, Step
-    from dvc_modelver.api.transfer import Pulled
     from dvc_modelver.api.versions import RolledBack
     from dvc_modelver.checks import Problem
     from dvc_modelver.fingerprint.row import TensorRow
@@ -136,25 +135,6 @@ def check_lines(problems: Sequence[Problem]) -> list[str]:
     for p in problems:
         lines += [f"{'refused' if p.refuses else 'warning'}: {p.line}", f"    hint: {p.hint}"]
     return lines or ["ok: nothing would be refused"]
-
-
-def pull_lines(done: Pulled) -> list[str]:
-    """Tell what a pull did."""
-    lines = [f"restored  {path}" for path in done.restored]
-    lines += [f"kept      {path}: its weights are not in a commit (--force replaces them)" for path in done.kept]
-    if done.current and not lines and not done.failed:
-        lines.append(f"up to date: {_count(len(done.current), 'model')}")
-    if not done.current and not lines and not done.failed:
-        lines.append("no models here")
-    return lines
-
-
-def fsck_lines(found: Fsck) -> list[str]:
-    """Tell what fsck found."""
-    lines = []
-    for problem, hint in zip(found.problems, found.hints, strict=True):
-        lines += [f"!!  {problem}", f"      hint: {hint}"]
-    return [*lines, f"{_count(found.objects, 'object')} checked, {_count(len(found.problems), 'problem')}"]
 
 
 def rollback_lines(done: RolledBack) -> list[str]:

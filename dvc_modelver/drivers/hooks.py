@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dvc_modelver.errors import ModelverError, RefusedError, environment_error, word
 from dvc_modelver.git.layout import Layout
 from dvc_modelver.git.porcelain import ZERO_OID
+from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import Repository
 from dvc_modelver.worktree.state import State, locked, read_state, write_state
 
@@ -114,11 +115,15 @@ def _follow(repo: Repository, _args: list[str]) -> None:
         if is_in_progress(repo):
             reasons = dict.fromkeys(wanted, "not fetched in the middle of a rebase or bisect")
         else:
-            done = fetch(repo, wanted.values(), say, max_bytes=repo.settings.fetch_max_bytes)
+            limit = repo.settings.fetch_max_bytes
+            done = fetch(repo, wanted.values(), say, max_bytes=limit)
             if done.md5s:
                 apply_law(repo, say, describing=False, following=True)
             reasons = {p: done.failed[w.md5] for p, w in wanted.items() if w.md5 in done.failed}
-            reasons |= {i.path: "larger than limits.fetch_max_bytes" for i in done.skipped}
+            why = (
+                f"larger than limits.fetch_max_bytes ({human_bytes(limit)})" if limit else "limits.fetch_max_bytes is 0"
+            )
+            reasons |= {i.path: why for i in done.skipped}
     for path, why in reasons.items():
         say(f"{path}: still the weights of before: {why}\nhint: modelver pull {word(path)}")
 
@@ -164,11 +169,13 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
     from dvc_modelver.transfer import known_refs, objects_of_commits, upload
 
     remote = args[0] if args else os.environ.get("PRE_COMMIT_REMOTE_NAME", "origin")
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[tuple[object, ...], Wanted] = {}
     for line in pushed_refs(repo):
         fields = line.split(" ")
         if len(fields) != 4 or fields[1] == ZERO_OID:
             continue  # a deleted ref
+        if repo.git.find_commit(fields[1]) is None:
+            continue  # a tag of a file
         known = known_refs(remote, fields[3] if repo.git.find_commit(fields[3]) else ZERO_OID)
         problems = check_commits(repo, fields[1], known)
         for problem in problems:
@@ -177,7 +184,7 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
         refused = [p for p in problems if p.refuses]
         if refused:
             raise RefusedError("\n".join(p.line for p in refused), hint=refused[0].hint)
-        wanted |= {w.md5: w for w in objects_of_commits(repo, fields[1], known)}
+        wanted |= {w.key: w for w in objects_of_commits(repo, fields[1], known)}
     if wanted:
         upload(repo, wanted.values(), say)
 

@@ -28,15 +28,16 @@ class TempFolder:
             OSError: The folder cannot be made.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self.sweep()
         path = self._folder / f"{platform.node()}~{os.getpid()}~{time.monotonic_ns()}"
         try:
             yield path
         finally:
             remove(path)
 
-    def _sweep(self) -> None:
-        for old in self._folder.iterdir():
+    def sweep(self) -> None:
+        """Remove what processes left that are no more."""
+        for old in self._folder.iterdir() if self._folder.is_dir() else ():
             try:
                 if _is_abandoned(old):
                     remove(old)

@@ -107,7 +107,7 @@ def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | N
     file = repo.top / model.path
     is_of_its_kind = file.is_dir() == model.pointer.is_folder
     stamp, md5, contents = stamp_of(file) if is_of_its_kind else ABSENT, None, None
-    if row is not None:
+    if row is not None and not (stamp == ABSENT and row.pointer_stamp == ABSENT):
         agreed = row.agreed or None
     elif state.known and stamp == ABSENT:
         agreed = None  # its pointer came back (a revert, another branch): the weights follow

@@ -46,9 +46,12 @@ def first_md5(box: Sandbox) -> str:
 def test_rollback_to_a_corrupt_object_changes_nothing(two: Sandbox) -> None:
     before = two.md5(MODEL)
     damage(two, first_md5(two))
-    assert "modelver pull" in failing(two, "rollback", "net", code=4)
+    assert "modelver fsck --all --repair" in failing(two, "rollback", "net", code=4)
     assert two.git("status", "--porcelain") == ""
     assert two.md5(MODEL) == before
+    assert "found in" in two.modelver("fsck", "--all", "--repair")
+    two.modelver("rollback", "net")
+    assert two.md5(MODEL) == first_md5(two)
 
 
 @pytest.mark.parametrize("kind", ["hardlink", "symlink", "copy"])
@@ -58,7 +61,7 @@ def test_a_corrupt_object_is_not_linked(two: Sandbox, kind: str) -> None:
     damage(two, first_md5(two))
     out = two.git("checkout", "-q", "HEAD~1", ok=False)
     assert "other bytes" in out or "do not have the md5" in out
-    assert "hint: mv " in out
+    assert "hint: modelver fsck --all --repair" in out
     assert two.md5(MODEL) == before
     assert "behind" in two.modelver("status")
 
