@@ -17,6 +17,8 @@ GATE_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".keras", ".onnx", ".gg
 """Suffixes that only model weights have: ``git add`` turns such files into pointers without being asked."""
 WEIGHT_SUFFIXES = (*GATE_SUFFIXES, ".npz", ".h5", ".hdf5", ".bin", ".pkl", ".joblib")
 """Suffixes that weights have, the last six not they alone."""
+RAW_SCAN_SUFFIXES = (*WEIGHT_SUFFIXES, ".dill", ".mar", ".nemo", ".npy", ".p", ".pb", ".pickle")
+"""Suffixes of files that a commit is asked about even where they go into Git themselves."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Settings:
         params: Files whose values are recorded as hyper-parameters of a new version.
         describe_max_bytes: Larger models are described at commit, not while Git looks at the work tree.
         fetch_max_bytes: Larger objects are not fetched by a checkout; the command to run is printed.
-        raw_max_bytes: Larger model files are refused as raw Git blobs by ``check`` and ``git push``.
+        raw_max_bytes: Larger raw Git blobs are refused by ``check`` and ``git push``, of files that are models by
+            `GATE_SUFFIXES` or `include`; of other suffixes ``git commit`` names them.
+        trailer: Write a ``Model-Change:`` trailer for each model into the message of a commit that changes it.
         strict: Refuse missing or stale metadata in every pushed commit, not only at the tip.
         refuse: Which new models a commit refuses for what they would run when they are loaded: ``dangerous`` ones,
             ``unknown`` ones too, or ``never`` any.
@@ -45,6 +49,7 @@ class Settings:
     describe_max_bytes: int = 1 << 30
     fetch_max_bytes: int = 1 << 30
     raw_max_bytes: int = 10 << 20
+    trailer: bool = False
     strict: bool = False
     refuse: str = "dangerous"
     allow: tuple[str, ...] = ()
@@ -89,6 +94,7 @@ _PLACES = {
     ("limits", "describe_max_bytes"): "describe_max_bytes",
     ("limits", "fetch_max_bytes"): "fetch_max_bytes",
     ("limits", "raw_max_bytes"): "raw_max_bytes",
+    ("commit", "trailer"): "trailer",
     ("push", "strict"): "strict",
     ("security", "refuse"): "refuse",
     ("security", "allow"): "allow",

@@ -280,10 +280,15 @@ def mv(
 
 
 @app.command()
-def rm(paths: Annotated[list[str], typer.Argument(help="Models, by name or path.")], json: JsonFlag = False) -> None:
+def rm(
+    paths: Annotated[list[str], typer.Argument(help="Models, by name or path.")],
+    cached: Annotated[bool, typer.Option("--cached", help="Leave the weights on disk, untracked.")] = False,
+    json: JsonFlag = False,
+) -> None:
     """Delete models with their pointer, metadata and ignore line; the weights stay in the cache."""
-    gone = [api.rm(path, say=say) for path in paths]
-    emit_json({"removed": gone}) if json else emit_lines([f"removed {p}; staged, git commit keeps it" for p in gone])
+    gone = [api.rm(path, cached=cached, say=say) for path in paths]
+    end = "not tracked any more; the file stays" if cached else "removed; staged, git commit keeps it"
+    emit_json({"removed": gone}) if json else emit_lines([f"{path}: {end}" for path in gone])
 
 
 # Looking

@@ -6,14 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dvc_modelver.errors import ModelverError, RefusedError, environment_error, word
+from dvc_modelver.git.layout import Layout
 from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import Repository
-from dvc_modelver.worktree.state import locked
+from dvc_modelver.worktree.state import State, locked, read_state, write_state
 
 if TYPE_CHECKING:
     from dvc_modelver.transfer import Wanted
@@ -72,14 +74,14 @@ def _fsmonitor(repo: Repository, args: list[str]) -> None:
             apply_law(repo, say, describing=True, following=False, storing=storing)
 
 
-def _pre_commit(repo: Repository, _args: list[str]) -> None:
+def _pre_commit(repo: Repository, _args: list[str], *, merging: bool = False) -> None:
     from dvc_modelver.worktree.staging import Stager, note_commit
     from dvc_modelver.worktree.sync import Keeper
 
     commit_all = Path(os.environ.get("GIT_INDEX_FILE", "")).name == "index.lock"
     with locked(repo.layout.state_dir):
         stager = Stager(Keeper(repo, say))
-        staged = stager.complete(commit_all=commit_all)
+        staged = stager.complete(commit_all=commit_all, merging=merging)
         note_commit(repo, staged, stager.raw)
 
 
@@ -87,6 +89,12 @@ def _post_commit(repo: Repository, _args: list[str]) -> None:
     from dvc_modelver.worktree.staging import finish_commit
 
     finish_commit(repo, say)
+
+
+def _prepare_commit_msg(repo: Repository, args: list[str]) -> None:
+    from dvc_modelver.drivers.message import prepare
+
+    prepare(repo, args)
 
 
 def _follow(repo: Repository, _args: list[str]) -> None:
@@ -97,6 +105,7 @@ def _follow(repo: Repository, _args: list[str]) -> None:
 
     repo.share_cache()
     with locked(repo.layout.state_dir):
+        expect_models(repo.layout)
         left = [s for s in apply_law(repo, say, describing=False, following=True) if s.action is Action.FOLLOW]
         if not left:
             return
@@ -119,6 +128,12 @@ def _follow(repo: Repository, _args: list[str]) -> None:
         say(f"{path}: still the weights of before: {why}\nhint: modelver pull {word(path)}")
 
 
+def expect_models(layout: Layout) -> None:
+    """In a linked work tree that was made just now, let models without a file count as behind, not as deleted."""
+    if layout.git_dir != layout.common_dir and not read_state(layout.state_dir).known:
+        write_state(layout.state_dir, State())
+
+
 def _was_told(repo: Repository, wanted: Iterable[Wanted]) -> bool:
     """Whether another hook of the same Git command tried for these objects already; it is, from now on."""
     from dvc_modelver.worktree.state import write_file
@@ -138,13 +153,24 @@ def is_in_progress(repo: Repository) -> bool:
     return any((repo.layout.git_dir / name).exists() for name in names)
 
 
+def pushed_refs(repo: Repository) -> list[str]:
+    """Give Git's lines ``LOCAL OID REMOTE OID``; from its environment where pre-commit (the framework) runs us."""
+    lines = sys.stdin.read().splitlines()
+    env = os.environ
+    local, remote = env.get("PRE_COMMIT_LOCAL_BRANCH"), env.get("PRE_COMMIT_REMOTE_BRANCH")
+    if lines or not local or not remote:
+        return lines
+    new = env.get("PRE_COMMIT_TO_REF") or repo.git.commit_of(local)  # the first push names no commits
+    return [f"{local} {new} {remote} {env.get('PRE_COMMIT_FROM_REF') or ZERO_OID}"]
+
+
 def _pre_push(repo: Repository, args: list[str]) -> None:
     from dvc_modelver.checks import check_commits
     from dvc_modelver.transfer import known_refs, objects_of_commits, upload
 
-    remote = args[0] if args else "origin"
+    remote = args[0] if args else os.environ.get("PRE_COMMIT_REMOTE_NAME", "origin")
     wanted: dict[tuple[object, ...], Wanted] = {}
-    for line in sys.stdin.read().splitlines():
+    for line in pushed_refs(repo):
         fields = line.split(" ")
         if len(fields) != 4 or fields[1] == ZERO_OID:
             continue  # a deleted ref
@@ -166,11 +192,13 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
 _HOOKS: dict[str, Callable[[Repository, list[str]], None]] = {
     "fsmonitor": _fsmonitor,
     "pre-commit": _pre_commit,
-    "pre-merge-commit": _pre_commit,
+    "pre-merge-commit": partial(_pre_commit, merging=True),
+    "prepare-commit-msg": _prepare_commit_msg,
     "post-commit": _post_commit,
     "post-checkout": _follow,
     "post-merge": _follow,
     "post-rewrite": _follow,
+    "post-applypatch": _follow,
     "post-index-change": _follow,
     "pre-push": _pre_push,
 }

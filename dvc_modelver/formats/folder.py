@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,6 +32,7 @@ from dvc_modelver.formats.base import (
     quote,
     read_exactly,
 )
+from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.tensors import TensorSpec, find_role
 
 FORMAT = "folder"
@@ -42,8 +44,10 @@ MAX_CONFIG_BYTES = 256 << 10
 MAX_INDEX_BYTES = 64 << 20
 MAX_HASHED_BYTES = 64 << 20
 INDEX_SUFFIX = ".index.json"
-MARKERS = ("config.json", "model_index.json", "adapter_config.json", "MLmodel", "saved_model.pb")
-"""Files that only a model's folder has at its top, besides indices of shards."""
+GRAPH_FILE = "saved_model.pb"
+MARKERS = ("config.json", "model_index.json", "adapter_config.json", "MLmodel", GRAPH_FILE)
+"""Files that only a model's folder has at its top, besides shards and their indices."""
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 
 _FIRST = (".safetensors", ".bin", ".pt", ".pth")
 """Where several containers hold the same tensors, the first of these counts."""
@@ -54,8 +58,31 @@ _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "tra
 def is_model_folder(names: Iterable[str]) -> bool:
     """Whether the files at the top of a folder are those of one model."""
     return any(
-        name in MARKERS or name.endswith((".safetensors" + INDEX_SUFFIX, ".bin" + INDEX_SUFFIX)) for name in names
+        name in MARKERS
+        or name.endswith((".safetensors" + INDEX_SUFFIX, ".bin" + INDEX_SUFFIX))
+        or _SHARD.search(name) is not None
+        for name in names
     )
+
+
+def holds_weights(names: Iterable[str]) -> bool:
+    """Whether any of a folder's files has weights in it, by their names: TensorFlow's have no suffix of their own."""
+    return any(
+        name.endswith(WEIGHT_SUFFIXES) or posixpath.basename(name) == GRAPH_FILE or ".data-00000-of-" in name
+        for name in names
+    )
+
+
+def check_shards(folder: Folder, name: str) -> None:
+    """Check that the shards which a folder's indices name are there.
+
+    Raises:
+        BadModelError: One is missing, or an index is no JSON.
+    """
+    names = set(folder.names())
+    for file_name in sorted(names):
+        if file_name.endswith(INDEX_SUFFIX):
+            _check_index(folder, name, file_name, names)
 
 
 @dataclass(frozen=True)
@@ -143,7 +170,7 @@ class FolderReader:
         facts: dict[str, Scalar] = {}
         for file_name in sorted(names, key=_order):
             if file_name.endswith(INDEX_SUFFIX):
-                facts |= self._check_index(file_name, set(names))
+                _check_index(self._folder, self.name, file_name, set(names))
             elif not self._take_tensors(file_name, facts):
                 facts |= self._describe(file_name)
         self.specs = tuple(TensorSpec(full, own.dtype, own.shape) for full, (_, own) in sorted(self._places.items()))
@@ -179,31 +206,6 @@ class FolderReader:
             if reader is None:
                 file.close()
 
-    def _check_index(self, file_name: str, names: set[str]) -> dict[str, Scalar]:
-        where = f"{self.name}/{file_name}"
-        weight_map = self._parse(file_name).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise BadModelError(f"{where}: weight_map is {quote(weight_map)}, expected file names by tensor")
-        top = posixpath.dirname(file_name)
-        missing = sorted({shard for shard in weight_map.values() if posixpath.join(top, shard) not in names})
-        if missing:
-            raise BadModelError(
-                f"{where}: names the shard {quote(missing[0])}, which is not there",
-                hint="wait until the program that writes the folder is done, or fetch it again",
-            )
-        return {}
-
-    def _parse(self, file_name: str) -> dict[str, Any]:
-        with self._folder.open(file_name) as file:
-            n_bytes = measure(file)
-            text = read_exactly(file, 0, n_bytes, file_name) if n_bytes <= MAX_INDEX_BYTES else b""
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as err:
-            detail = quote(str(err).split("\n", 1)[0])
-            raise BadModelError(f"{self.name}/{file_name}: not JSON ({detail}), expected an object") from err
-        return found if isinstance(found, dict) else {}
-
     def _describe(self, file_name: str) -> dict[str, Scalar]:
         """Give what is said of a file without tensors: its contents where it is a configuration, else its digest."""
         with self._folder.open(file_name) as file:
@@ -215,6 +217,32 @@ class FolderReader:
         if parsed is not None:
             return flatten(parsed, posixpath.splitext(file_name)[0].replace("/", "."))
         return {f"file.{file_name}": f"sha256:{hashlib.sha256(data).hexdigest()[:32]} ({n_bytes:,} bytes)"}
+
+
+def _check_index(folder: Folder, folder_name: str, file_name: str, names: set[str]) -> None:
+    where = f"{folder_name}/{file_name}"
+    weight_map = _parse_index(folder, where, file_name).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise BadModelError(f"{where}: weight_map is {quote(weight_map)}, expected file names by tensor")
+    top = posixpath.dirname(file_name)
+    missing = sorted({shard for shard in weight_map.values() if posixpath.join(top, shard) not in names})
+    if missing:
+        raise BadModelError(
+            f"{where}: names the shard {quote(missing[0])}, which is not there",
+            hint="wait until the program that writes the folder is done, or fetch it again",
+        )
+
+
+def _parse_index(folder: Folder, where: str, file_name: str) -> dict[str, Any]:
+    with folder.open(file_name) as file:
+        n_bytes = measure(file)
+        text = read_exactly(file, 0, n_bytes, file_name) if n_bytes <= MAX_INDEX_BYTES else b""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        detail = quote(str(err).split("\n", 1)[0])
+        raise BadModelError(f"{where}: not JSON ({detail}), expected an object") from err
+    return found if isinstance(found, dict) else {}
 
 
 class _Below:

@@ -238,7 +238,7 @@ class LightgbmReader(TreesReader):
         bounds = _parse(members.get("cat_boundaries", ""), "cat_boundaries", None, int, bad)
         words = _parse(members.get("cat_threshold", ""), "cat_threshold", None, int, bad)
         sets, n_sets = thresholds[splits], len(bounds) - 1
-        if not (n_sets > 0 and bounds[0] == 0 and bounds[-1] == len(words) and (np.diff(bounds) >= 0).all()):
+        if not (n_sets > 0 and bounds[0] == 0 and bounds[-1] == len(words) and (bounds[1:] >= bounds[:-1]).all()):
             raise bad(f"has cat_boundaries that do not fit {len(words)} words, expected ascending positions")
         if not ((sets >= 0) & (sets < n_sets)).all() or len(np.unique(sets)) < len(sets) or (words >> 32).any():
             raise bad("has categorical splits without a set of their own, expected one of 32-bit words for each")

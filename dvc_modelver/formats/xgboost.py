@@ -31,6 +31,9 @@ _UBJ_STARTS = (b"{L\0\0\0\0\0\0\0\x07learner{", b"{L\0\0\0\0\0\0\0\x06Config{L\0
 _NODE_ARRAYS = ("left_children", "right_children", "split_indices", "split_conditions", "default_left")
 _MAX_INLINE = 1_000
 
+MAX_CLASSES = 1 << 31
+"""XGBoost numbers classes with 32 bits."""
+
 
 def matches(file: BinaryIO) -> bool:
     """Tell whether a file begins as the document of a model does, or as that of a model with its configuration."""
@@ -139,6 +142,8 @@ class XgboostReader(TreesReader):
         parallel = max(1, _count(_members(content.get("gbtree_model_param")).get("num_parallel_tree", "1")))
         classes = self._document.read_numbers(content.get("tree_info", []), "i8")
         n_classes = int(classes.max(initial=0)) + 1
+        if n_classes > MAX_CLASSES:
+            raise self._bad(f"has a tree of class {n_classes - 1} in tree_info, expected at most {MAX_CLASSES} classes")
         if not np.array_equal(classes, np.arange(len(classes)) // parallel % n_classes):
             found["tree_info"] = classes.tolist()
         ends = self._document.read_numbers(content.get("iteration_indptr", []), "i8")
@@ -230,8 +235,10 @@ class XgboostReader(TreesReader):
             for key in ("categories_nodes", "categories_segments", "categories_sizes", "categories")
         )
         begin = np.cumsum(sizes) - sizes
-        if not (len(nodes) == len(sizes) and np.array_equal(begin, begins) and (sizes >= 0).all()
-                and sizes.sum() == len(categories) and ((nodes >= 0) & (nodes < len(numbers))).all()):  # fmt: skip
+        # Each size is looked at alone first: the sum of large ones wraps round, and np.repeat would believe it.
+        if not (len(nodes) == len(sizes) and ((sizes >= 0) & (sizes <= len(categories))).all()
+                and np.array_equal(begin, begins) and sizes.sum() == len(categories)
+                and ((nodes >= 0) & (nodes < len(numbers))).all()):  # fmt: skip
             raise bad("has categories that do not fit its nodes, expected a segment for each categorical split")
         return sort_rows(np.repeat(numbers[nodes], sizes), categories)
 

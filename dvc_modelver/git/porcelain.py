@@ -151,9 +151,10 @@ class Git:
             raise NotFoundError(f"{rev}: no such revision", hint="git log --oneline --decorate")
         return found
 
-    def staged_changes(self) -> list[Change]:
-        """Give what the index changes against HEAD (against nothing before the first commit)."""
-        base = "HEAD" if self.find_commit("HEAD") else self.text("hash-object", "-t", "tree", os.devnull)
+    def staged_changes(self, base: str | None = "HEAD") -> list[Change]:
+        """Give what the index changes against a commit; against nothing where that is None, or not there yet."""
+        if base is None or not self.find_commit(base):
+            base = self.text("hash-object", "-t", "tree", os.devnull)
         return list(_iter_raw(self.run("diff-index", "--cached", "--raw", "-z", "--no-abbrev", "--no-renames", base)))
 
     def tree_changes(self, old: str, new: str) -> list[Change]:

@@ -53,6 +53,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def separate(path: Path) -> None:
+    """Make a file, or the files of a folder, copies of their own where they are links to something else."""
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        if file.is_symlink() or file.stat().st_nlink > 1:
+            copy = file.with_name(f".{file.name}~{os.getpid()}")
+            try:
+                shutil.copyfile(file, copy)
+                with copy.open("rb") as opened:
+                    os.fsync(opened.fileno())
+                copy.replace(file)
+            finally:
+                copy.unlink(missing_ok=True)
+
+
 def _is_abandoned(path: Path) -> bool:
     host, _, rest = path.name.partition("~")
     pid = rest.partition("~")[0]

@@ -38,7 +38,11 @@ Progress = Callable[[int], None]
 OPAQUE = "opaque"
 """Format of a model that no reader knows: digests and size only, no tensor table."""
 
-_UPDATE_OF_KIND = {"conversion": "conversion", "retrained": "batch", "architecture": "batch"}
+_UPDATE_OF_KIND = {
+    "conversion": "conversion", "metadata-only": "conversion", "scaled": "conversion",
+    "retrained": "batch", "architecture": "batch",
+}  # fmt: skip
+"""How a version was made, by its kind of change; any other is a fine-tune."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,12 @@ class KnownVersion:
     metadata: ModelMetadata
     table: bytes | None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the table is the one that the metadata names."""
+        wanted = self.metadata.model.tensors_digest
+        return wanted is None or (self.table is not None and table_digest(self.table) == wanted)
+
 
 def describe_change(path: str, contents: Contents, parent: KnownVersion) -> ChangeFacts:
     """Compare a model's bytes with a version, from the tensor tables."""
@@ -289,7 +299,7 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
         except NotFoundError:
             continue
         found = _version_at(repo, commit, path)
-        if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None:
+        if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None and found.is_whole:
             return found
     return None
 
