@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from dvc_modelver.api import diff as diff
     from dvc_modelver.api import doctor as doctor
     from dvc_modelver.api import fsck as fsck
+    from dvc_modelver.api import gc as gc
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
     from dvc_modelver.api import list_models as list_models
     from dvc_modelver.api import load as load
     from dvc_modelver.api import log as log
+    from dvc_modelver.api import merge as merge
+    from dvc_modelver.api import merge_file as merge_file
+    from dvc_modelver.api import migrate as migrate
     from dvc_modelver.api import mv as mv
     from dvc_modelver.api import pull as pull
     from dvc_modelver.api import push as push
@@ -47,11 +51,15 @@ _VERBS = frozenset(
         "diff",
         "doctor",
         "fsck",
+        "gc",
         "init",
         "install",
         "list_models",
         "load",
         "log",
+        "merge",
+        "merge_file",
+        "migrate",
         "mv",
         "pull",
         "push",

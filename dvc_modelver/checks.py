@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.errors import BadMetadataError, word
 from dvc_modelver.git.porcelain import Change
 from dvc_modelver.metadata import find_model_path, metadata_path, table_digest, table_path
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import CommitView, Repository, is_pointer_file
-from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
+from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate, is_raw_weights
 from dvc_modelver.store.pointers import Pointer
 
 _Add = Callable[[str, str, str], None]
@@ -44,28 +45,44 @@ def check_commits(repo: Repository, new: str, known: Sequence[str]) -> list[Prob
     Returns:
         Problems, oldest commit first. Below the newest commit they are warnings, unless ``push.strict``.
     """
-    tip = repo.git.commit_of(new)
-    commits = repo.git.text("rev-list", "--reverse", tip, "--not", *known).split()
-    touched: dict[str, None] = {}
-    found = []
-    for commit in commits:
-        changes = list(_changes_of(repo, commit))
-        touched |= dict.fromkeys(c.path for c in changes)
+    tip = repo.git.find_commit(new)
+    if tip is None:
+        return []  # a tag of a file
+    changed: dict[str, dict[str, None]] = {}
+    for commit, change in repo.git.iter_changes("--reverse", "--diff-merges=first-parent", tip, "--not", *known):
+        if _concerns_us(repo, change):
+            changed.setdefault(commit, {})[change.path] = None
+    found: list[Problem] = []
+    for commit, paths in changed.items():
         if commit != tip:
-            found += _check(repo, commit, [c.path for c in changes], refuses=repo.settings.strict)
-    if commits:
-        found += _check(repo, tip, list(touched), refuses=True)
-    return found
+            found += _check(repo, commit, list(paths), refuses=repo.settings.strict)
+    touched = dict.fromkeys(path for paths in changed.values() for path in paths)
+    return found + (_check(repo, tip, list(touched), refuses=True) if touched else [])
 
 
-def _changes_of(repo: Repository, commit: str) -> Iterator[Change]:
-    parents = repo.git.text("rev-list", "--parents", "-n", "1", commit).split()[1:]
-    base = parents[0] if parents else repo.git.text("hash-object", "-t", "tree", "/dev/null")
-    for change in repo.git.tree_changes(base, commit):
-        if change.status != "D" and (
-            is_pointer_file(change.path) or find_model_path(change.path) or repo.settings.is_gated(change.path)
-        ):
-            yield change
+def check_tip(repo: Repository, known: Sequence[str]) -> list[Problem]:
+    """Check HEAD's files as far as commits of ``HEAD --not known`` touched them: what `check_commits` refuses.
+
+    Args:
+        repo: The repository; it has a HEAD.
+        known: Arguments of ``git rev-list`` for what is known to be good.
+    """
+    out = repo.git.paths("log", "--format=", "--name-only", "-z", "--diff-merges=first-parent", "HEAD", "--not", *known)
+    touched = sorted({path for path in out if _is_ours(repo, path)})
+    return _check(repo, repo.git.commit_of("HEAD"), touched, refuses=True) if touched else []
+
+
+def parents_of(repo: Repository, commit: str) -> list[str]:
+    """Give the parents of a commit."""
+    return repo.git.text("rev-list", "--parents", "-n", "1", commit).split()[1:]
+
+
+def _is_ours(repo: Repository, path: str) -> bool:
+    return is_pointer_file(path) or find_model_path(path) is not None or repo.settings.is_gated(path)
+
+
+def _concerns_us(repo: Repository, change: Change) -> bool:
+    return change.status != "D" and _is_ours(repo, change.path)
 
 
 def _check(repo: Repository, commit: str, paths: list[str], *, refuses: bool) -> list[Problem]:
@@ -85,6 +102,8 @@ def _check(repo: Repository, commit: str, paths: list[str], *, refuses: bool) ->
                 add(path, str(err), err.hint or f"git checkout HEAD~1 -- {path}")
                 continue
             models |= {p.path for p in found if repo.is_model(view, p)}
+            if view.read(metadata_path(path.removesuffix(".dvc"))) is not None:
+                models.add(path.removesuffix(".dvc"))  # the pointer may be gone
         elif (model := find_model_path(path)) is not None:
             models.add(model)
         else:
@@ -101,7 +120,7 @@ def _check_raw(repo: Repository, view: CommitView, path: str, add: _Add) -> None
     if oid is None:
         return
     size = repo.objects.blob_size(oid)
-    fix = f"git rm --cached {path} && git add {path} && git commit --amend --no-edit"
+    fix = f"modelver add {word(path)} && git commit --amend --no-edit"
     if size <= MAX_GATE_BYTES:
         if find_gate(repo.objects.read_blob(oid)) is not None:
             add(
@@ -115,23 +134,27 @@ def _check_raw(repo: Repository, view: CommitView, path: str, add: _Add) -> None
 
 
 def _was_raw_before(repo: Repository, commit: str, path: str) -> bool:
-    parents = repo.git.text("rev-list", "--parents", "-n", "1", commit).split()[1:]
     return any(
-        (oid := repo.objects.find_blob(parent, path)) is not None and repo.objects.blob_size(oid) > MAX_GATE_BYTES
-        for parent in parents
+        (oid := repo.objects.find_blob(parent, path)) is not None
+        and is_raw_weights(repo.objects.blob_size(oid), partial(repo.objects.read_blob, oid))
+        for parent in parents_of(repo, commit)
     )
 
 
 def _check_model(repo: Repository, view: CommitView, path: str, pointer: Pointer | None, add: _Add) -> None:
-    fix = f"modelver refresh {path} && git commit --amend --no-edit -- '*.modelver.*'"
+    fix = f"modelver refresh {word(path)} && git commit -m {word(f'Refresh {path}')}"
     try:
         metadata = repo.metadata(view, path)
     except BadMetadataError as err:
         add(path, str(err), fix)
         return
     if metadata is None:
-        if pointer is not None:
-            add(path, f"{path}: no metadata file, expected {metadata_path(path)}", f"modelver add {path}")
+        if pointer is not None and repo.is_model(view, pointer):
+            add(
+                path,
+                f"{path}: no metadata file, expected {metadata_path(path)}",
+                f"modelver add {word(path)} && git commit -m {word(f'Describe {path}')}",
+            )
         return
     if metadata.pending is not None:
         add(path, f"{path}: metadata is pending, expected a description of the weights", fix)
@@ -139,7 +162,7 @@ def _check_model(repo: Repository, view: CommitView, path: str, pointer: Pointer
         add(
             path,
             f"{path}: metadata without a pointer, expected {path}.dvc or an output of dvc.lock",
-            f"modelver add {path}",
+            f"modelver add {word(path)} && git commit -m {word(f'Track {path}')}",
         )
     elif pointer.md5 != metadata.md5:
         add(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
 from dvc_modelver.formats import known_suffixes
-from dvc_modelver.formats.folder import is_model_folder
+from dvc_modelver.formats.folder import holds_weights, is_model_folder
 from dvc_modelver.git.layout import Layout, find_layout
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import Git
@@ -26,7 +27,7 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
-from dvc_modelver.settings import WEIGHT_SUFFIXES, Settings, read_settings
+from dvc_modelver.settings import SETTINGS_FILE, Settings, parse_settings, read_settings
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root, share_cache
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
@@ -71,21 +72,25 @@ class WorkTreeView:
 
 
 class IndexView:
-    """What is staged; of a path in conflict, nothing."""
+    """What is staged; of a path in conflict, nothing.
+
+    Attributes:
+        entries: Mode and blob of each path.
+    """
 
     label = "index"
 
     def __init__(self, git: Git, objects: ObjectReader) -> None:
-        self._entries, self._objects = git.index_entries(), objects
+        self.entries, self._objects = git.index_entries(), objects
 
     def read(self, path: str) -> bytes | None:
         """Give the staged bytes at `path`."""
-        entry = self._entries.get(path)
+        entry = self.entries.get(path)
         return None if entry is None else self._objects.read_blob(entry[1])
 
     def paths(self, wanted: Callable[[str], bool]) -> list[str]:
         """Give the staged paths that are `wanted`."""
-        return sorted(p for p in self._entries if wanted(p))
+        return sorted(p for p in self.entries if wanted(p))
 
 
 class CommitView:
@@ -163,6 +168,15 @@ class Repository:
     def settings(self) -> Settings:
         """What ``.modelver.toml`` says."""
         return read_settings(self.top)
+
+    def settings_in(self, view: View) -> Settings:
+        """What ``.modelver.toml`` says in a view: what was not staged or committed decides nothing for others.
+
+        Raises:
+            BadMetadataError: It cannot be read.
+        """
+        content = view.read(SETTINGS_FILE)
+        return Settings() if content is None else parse_settings(content.decode("utf-8", "replace"))
 
     @cached_property
     def head(self) -> str | None:
@@ -257,11 +271,11 @@ class Repository:
         return read_pointers(text, file, dvc_yaml=dvc_yaml)
 
     def is_model(self, view: View, pointer: Pointer) -> bool:
-        """Whether a DVC output is a model: it has metadata, or a format that a reader knows.
+        """Whether a DVC output is a model: it has metadata, or a format that a reader knows; what Git keeps is none.
 
         A folder without metadata is one where its files say so, or where ``.modelver.toml`` does.
         """
-        if pointer.md5 is None:
+        if pointer.md5 is None or not pointer.cache:
             return False
         if pointer.is_folder:
             return view.read(metadata_path(pointer.path)) is not None or self.is_model_folder(pointer.path)
@@ -277,7 +291,7 @@ class Repository:
             names = os.listdir(self.top / path)
         except OSError:
             return False
-        return is_model_folder(names) and any(name.endswith(WEIGHT_SUFFIXES) for name in names)
+        return is_model_folder(names) and holds_weights(names)
 
     def models(self, view: View) -> list[TrackedModel]:
         """Give the models of a view, sorted by path."""
@@ -409,8 +423,9 @@ class Repository:
 
 
 def _speakable(text: str) -> str:
-    """Replace what GTO does not allow in a name by ``-``."""
-    return re.sub(r"[^a-zA-Z0-9_-]+", "-", text).strip("-_") or "model"
+    """Replace what GTO does not allow in a name by ``-``; letters lose their accents."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return re.sub(r"[^a-zA-Z0-9_-]+", "-", plain).strip("-_") or "model"
 
 
 def _nearest(wanted: str, models: Iterable[TrackedModel]) -> str:

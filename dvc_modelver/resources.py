@@ -7,6 +7,8 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 PROBE = str(_PACKAGE / "drivers" / "probe.py")
 """The script that hooks run first: standard library only."""
+START = str(_PACKAGE / "drivers" / "start.py")
+"""The script that runs the rest."""
 
 
 def find_data_folder(name: str) -> Path:

@@ -10,12 +10,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.strategy import Rule, Rules, Strategy, parse_strategy
 
 SETTINGS_FILE = ".modelver.toml"
 GATE_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".keras", ".onnx", ".gguf", ".tflite")
 """Suffixes that only model weights have: ``git add`` turns such files into pointers without being asked."""
 WEIGHT_SUFFIXES = (*GATE_SUFFIXES, ".npz", ".h5", ".hdf5", ".bin", ".pkl", ".joblib")
 """Suffixes that weights have, the last six not they alone."""
+RAW_SCAN_SUFFIXES = (*WEIGHT_SUFFIXES, ".dill", ".mar", ".nemo", ".npy", ".p", ".pb", ".pickle")
+"""Suffixes of files that a commit is asked about even where they go into Git themselves."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,14 @@ class Settings:
         params: Files whose values are recorded as hyper-parameters of a new version.
         describe_max_bytes: Larger models are described at commit, not while Git looks at the work tree.
         fetch_max_bytes: Larger objects are not fetched by a checkout; the command to run is printed.
-        raw_max_bytes: Larger model files are refused as raw Git blobs by ``check`` and ``git push``.
+        raw_max_bytes: Larger raw Git blobs are refused by ``check`` and ``git push``, of files that are models by
+            `GATE_SUFFIXES` or `include`; of other suffixes ``git commit`` names them.
+        trailer: Write a ``Model-Change:`` trailer for each model into the message of a commit that changes it.
         strict: Refuse missing or stale metadata in every pushed commit, not only at the tip.
         refuse: Which new models a commit refuses for what they would run when they are loaded: ``dangerous`` ones,
             ``unknown`` ones too, or ``never`` any.
         allow: Names that the owners have read: a scan takes them for safe (``my_package.layers.Attention``).
+        merge: What decides where both sides of a merge changed a tensor, of all models; see `merge_rules`.
     """
 
     include: tuple[str, ...] = ()
@@ -43,9 +49,11 @@ class Settings:
     describe_max_bytes: int = 1 << 30
     fetch_max_bytes: int = 1 << 30
     raw_max_bytes: int = 10 << 20
+    trailer: bool = False
     strict: bool = False
     refuse: str = "dangerous"
     allow: tuple[str, ...] = ()
+    merge: Rules = field(default_factory=Rules)
     unknown: tuple[str, ...] = field(default=())
 
     def is_gated(self, path: str) -> bool:
@@ -60,6 +68,10 @@ class Settings:
     def is_included(self, path: str) -> bool:
         """Whether the owners named `path` a model themselves."""
         return self._matches(path, self.include)
+
+    def merge_rules(self, path: str) -> Rules:
+        """Give the strategies for merging the model at `path`."""
+        return Rules(self.merge.default, tuple(rule for rule in self.merge.rules if _match(path, rule.path)))
 
     def _matches(self, path: str, patterns: Iterable[str]) -> bool:
         return any(_match(path, p) for p in patterns) and not any(_match(path, p) for p in self.exclude)
@@ -82,6 +94,7 @@ _PLACES = {
     ("limits", "describe_max_bytes"): "describe_max_bytes",
     ("limits", "fetch_max_bytes"): "fetch_max_bytes",
     ("limits", "raw_max_bytes"): "raw_max_bytes",
+    ("commit", "trailer"): "trailer",
     ("push", "strict"): "strict",
     ("security", "refuse"): "refuse",
     ("security", "allow"): "allow",
@@ -106,6 +119,9 @@ def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
         if not isinstance(content, Mapping):
             unknown.append(section)
             continue
+        if section == "merge":
+            values["merge"] = _merge_rules(content, f"{where}: merge", unknown)
+            continue
         for key, value in content.items():
             name = _PLACES.get((section, key))
             if name is None:
@@ -129,6 +145,32 @@ def _checked(value: Any, kind: str, where: str) -> Any:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise BadMetadataError(f"{where} is {value!r}, expected a number of bytes")
     return value
+
+
+def _merge_rules(content: Mapping[str, Any], where: str, unknown: list[str]) -> Rules:
+    unknown += [f"merge.{key}" for key in content if key not in ("strategy", "rule")]
+    default = _strategy(content["strategy"], f"{where}.strategy") if "strategy" in content else Strategy()
+    tables = content.get("rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise BadMetadataError(f"{where}.rule is {tables!r}, expected tables [[merge.rule]]")
+    rules = []
+    for n, table in enumerate(tables, 1):
+        at = f"{where}.rule {n}"
+        unknown += [f"merge.rule.{key}" for key in table if key not in ("path", "tensors", "strategy")]
+        patterns = {key: table.get(key, "*") for key in ("path", "tensors")}
+        for key, pattern in patterns.items():
+            if not isinstance(pattern, str):
+                raise BadMetadataError(f"{at}: {key} is {pattern!r}, expected a pattern")
+        if "strategy" not in table:
+            raise BadMetadataError(f"{at}: strategy is missing, expected one")
+        rules.append(Rule(_strategy(table["strategy"], f"{at}: strategy"), **patterns))
+    return Rules(default, tuple(rules))
+
+
+def _strategy(value: Any, where: str) -> Strategy:
+    if not isinstance(value, str):
+        raise BadMetadataError(f"{where} is {value!r}, expected a string")
+    return parse_strategy(value, where)
 
 
 def _chosen(value: Any, choices: tuple[str, ...], where: str) -> str:

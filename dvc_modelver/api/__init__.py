@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dvc_modelver.api.compare import diff
-    from dvc_modelver.api.inspect import check, describe_file, fsck, list_models, log, show, status
+    from dvc_modelver.api.conflicts import merge
+    from dvc_modelver.api.fsck import fsck
+    from dvc_modelver.api.gc import gc
+    from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
+    from dvc_modelver.api.merges import merge_file
+    from dvc_modelver.api.migrate import migrate
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
@@ -16,13 +21,19 @@ if TYPE_CHECKING:
     from dvc_modelver.api.versions import load, rollback, tag
 
 __all__ = [
-    "add", "check", "describe_file", "diff", "doctor", "fsck", "init", "install", "list_models", "load", "log",
-    "mv", "pull", "push", "refresh", "rm", "rollback", "scan", "show", "similar", "status", "tag", "uninstall",
+    "add", "check", "describe_file", "diff", "doctor", "fsck", "gc", "init", "install", "list_models", "load", "log",
+    "merge", "merge_file", "migrate", "mv", "pull", "push", "refresh", "rm", "rollback", "scan", "show", "similar",
+    "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
     "compare": ("diff",),
-    "inspect": ("check", "describe_file", "fsck", "list_models", "log", "show", "status"),
+    "conflicts": ("merge",),
+    "fsck": ("fsck",),
+    "gc": ("gc",),
+    "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),
+    "merges": ("merge_file",),
+    "migrate": ("migrate",),
     "nearest": ("similar",),
     "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),

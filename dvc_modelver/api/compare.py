@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from dvc_modelver.api.select import Selected, find_known, is_file_argument, select, split_reference
+from dvc_modelver.api.select import Selected, find_known, is_file_argument, is_file_name, select, split_reference
 from dvc_modelver.diff.changes import ModelDiff, Side
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, ModelverError, NotFoundError, UsageError, word
@@ -79,6 +79,9 @@ def diff(
     for argument in (old, new):
         if argument is not None and not _is_loose_file(repo, argument) and _names_model(repo, argument):
             return [_compared(repo, *_version_sides(repo, old, new), exact=exact)]
+    for argument in (old, new):
+        if argument is not None and is_file_name(argument) and not _is_rev(repo, argument):
+            raise NotFoundError(f"{argument}: no such file, model or revision", hint="modelver list")
     old_view = repo.at(old) if old is not None else (repo.at("HEAD") if cached and repo.head else repo.index())
     new_view: View = repo.at(new) if new is not None else (repo.index() if cached else repo.work_tree)
     return [_compared(repo, *sides, exact=exact) for sides in _view_sides(repo, old_view, new_view, wanted)]

@@ -1,29 +1,28 @@
-"""status, check, fsck, show, log, list: questions that change nothing."""
+"""status, check, show, log, list: questions that change nothing."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_modelver.api.select import find_known, select
 from dvc_modelver.api.setup import hidden_models
-from dvc_modelver.checks import Problem, check_commits
+from dvc_modelver.checks import Problem, check_commits, check_tip, parents_of
 from dvc_modelver.errors import NotFoundError, UsageError, word
 from dvc_modelver.formats import LocalFolder, known_suffixes
-from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path, table_digest, table_path
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.registry.history import Version, iter_versions, paths_of, version_at
 from dvc_modelver.registry.tags import ModelTag, read_tags
 from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
-from dvc_modelver.store.folders import folder_bytes
-from dvc_modelver.store.remotes import Remote
-from dvc_modelver.transfer import Wanted, objects_of_commits
+from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
+from dvc_modelver.transfer import objects_of_commits
 from dvc_modelver.worktree.describe import read_contents
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.safety import check_models
 from dvc_modelver.worktree.state import read_state
 from dvc_modelver.worktree.sync import Seen, look
 
@@ -37,7 +36,8 @@ class ModelStatus:
     Attributes:
         path: The model, or the pointer file that cannot be read; ``.`` for the whole repository.
         state: ``retrained``, ``staged``, ``behind``, ``missing``, ``conflict``, ``unreadable``, ``undescribed``,
-            ``untracked``, ``hidden`` or ``unpushed``.
+            ``untracked``, ``hidden``, ``skipped`` (committed without the hooks), ``refused`` (``git push`` would) or
+            ``unpushed``.
         detail: What was found, in a few words.
         hint: The command to run next.
     """
@@ -64,7 +64,9 @@ def status(folder: Path | None = None) -> list[ModelStatus]:
     for path, rule in hidden_models(repo).items():
         if f"{path}.dvc" not in unreadable:
             found.append(ModelStatus(path, "hidden", f"ignored by {rule}", f"modelver add {word(path)}"))
-    return sorted([*found, *_untracked(repo), *_unpushed(repo)], key=lambda s: (s.path, s.state))
+    found += [*_untracked(repo), *_gated(repo), *_unpushed(repo)]
+    known = {s.path for s in found}
+    return sorted([*found, *(s for s in _refused(repo) if s.path not in known)], key=lambda s: (s.path, s.state))
 
 
 def _untracked(repo: Repository) -> Iterator[ModelStatus]:
@@ -79,9 +81,38 @@ def _untracked(repo: Repository) -> Iterator[ModelStatus]:
                 continue
             hint = "git add" if repo.settings.is_gated(path) else "modelver add"
             yield ModelStatus(path, "untracked", "not tracked yet", f"{hint} {word(path)}")
-    for change in repo.git.staged_changes():
-        if repo.settings.is_gated(change.path) and change.new_oid != ZERO_OID:
-            yield ModelStatus(change.path, "staged", "added, its weights are in the cache", "git commit")
+
+
+def _gated(repo: Repository) -> Iterator[ModelStatus]:
+    """Give the gate pointers of the index: pre-commit will replace those staged, and was skipped for the others."""
+    staged = {change.path for change in repo.git.staged_changes()}
+    for path, (mode, oid) in repo.index().entries.items():
+        if (
+            not repo.settings.is_gated(path)
+            or not mode.startswith("100")
+            or repo.objects.blob_size(oid) > MAX_GATE_BYTES
+        ):
+            continue
+        if find_gate(repo.objects.read_blob(oid)) is None:
+            continue
+        if path in staged:
+            yield ModelStatus(path, "staged", "added, its weights are in the cache", "git commit")
+        else:
+            yield ModelStatus(
+                path,
+                "skipped",
+                "committed without the hooks",
+                f"modelver add {word(path)} && git commit --amend --no-edit",
+            )
+
+
+def _refused(repo: Repository) -> Iterator[ModelStatus]:
+    """Give what ``git push`` would refuse of the commits that no remote has; without a remote, of HEAD."""
+    if repo.head is None:
+        return
+    known = ["--remotes"] if repo.git.text("remote") else parents_of(repo, repo.head)
+    for problem in check_tip(repo, known):
+        yield ModelStatus(problem.path, "refused", f"git push would refuse {problem.line}", problem.hint)
 
 
 def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
@@ -122,7 +153,9 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None) -> ModelStatu
             pass
     if not _has_its_table(repo, model.path, model.metadata):
         return ModelStatus(path, "conflict", "the tensor table is not the metadata's", f"modelver refresh {word(path)}")
-    if staged is None or model.metadata.md5.encode() not in staged:
+    if staged is None:
+        return ModelStatus(path, "untracked", "described, not staged", f"modelver add {word(path)}")
+    if model.metadata.md5.encode() not in staged:
         return ModelStatus(path, "retrained", f"{_was(seen)}, not staged", "git commit -a")
     head = repo.metadata(repo.at("HEAD"), path) if repo.head is not None else None
     if head is None or head.md5 != model.metadata.md5:
@@ -141,7 +174,7 @@ def _was(seen: Seen) -> str:
 
 
 def check(range_: str | None = None, *, folder: Path | None = None) -> list[Problem]:
-    """Tell what the hooks would have refused.
+    """Tell what the hooks would have refused; of dangerous models, where their objects are in the cache.
 
     Args:
         range_: ``OLD..NEW``, or one revision to check alone; HEAD by default.
@@ -154,115 +187,8 @@ def check(range_: str | None = None, *, folder: Path | None = None) -> list[Prob
     old, dots, new = (range_ or "HEAD").partition("..")
     new = new.lstrip(".") if dots else old
     tip = repo.git.commit_of(new or "HEAD")
-    if dots:
-        return check_commits(repo, tip, [repo.git.commit_of(old or "HEAD")])
-    parents = repo.git.text("rev-list", "--parents", "-n", "1", tip).split()[1:]
-    return check_commits(repo, tip, parents)
-
-
-@dataclass
-class Fsck:
-    """What `fsck` found.
-
-    Attributes:
-        objects: Objects looked at.
-        problems: One line each.
-    """
-
-    objects: int = 0
-    problems: list[str] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
-
-
-def fsck(
-    *,
-    remote: bool = False,
-    everything: bool = False,
-    say: Say = lambda _line: None,
-    folder: Path | None = None,
-) -> Fsck:
-    """Prove that the objects which commits name are there and are what they say.
-
-    Args:
-        remote: Ask the DVC remote as well.
-        everything: All commits of all refs rather than HEAD's files.
-        say: Takes lines for the user.
-        folder: Anywhere in the work tree.
-    """
-    repo = Repository.open(folder)
-    repo.dvc_root()
-    if everything:
-        wanted = objects_of_commits(repo, "--all", [])
-    else:
-        view = repo.at("HEAD") if repo.head is not None else repo.index()
-        wanted = [Wanted(p) for p in repo.pointers(view) if p.md5 and p.cache]
-    result = Fsck(len(wanted))
-    for file, err in repo.unreadable(repo.work_tree).items():
-        result.problems.append(str(err))
-        result.hints.append(err.hint or f"git checkout HEAD -- {word(file)}")
-    for model in repo.models(repo.work_tree):
-        if model.problem or (model.metadata is not None and not _has_its_table(repo, model.path, model.metadata)):
-            result.problems.append(model.problem or f"{model.path}: the tensor table is not the metadata's")
-            result.hints.append(f"modelver refresh {word(model.path)}")
-    absent = [item for item in wanted if not _fsck_cached(repo, item, result, say)]
-    on_remote = _fsck_remote(repo, wanted if remote else absent, result) if remote or absent else set()
-    for item in absent:
-        if item.md5 not in on_remote and _is_on_disk(repo, item):
-            result.problems.append(f"{item.path}: object {item.md5} is in the work tree alone, not in the cache")
-            result.hints.append(f"modelver add {word(item.path)}")
-        elif item.md5 not in on_remote:
-            result.problems.append(f"{item.path}: object {item.md5} is neither in the cache nor on the remote")
-            result.hints.append("ask whoever committed it to run: modelver push")
-    _fsck_metadata(repo, result)
-    return result
-
-
-def _is_on_disk(repo: Repository, item: Wanted) -> bool:
-    file = repo.top / item.path
-    if not file.exists() or folder_bytes(file) != item.pointer.size:
-        return False
-    return repo.cache(item.path).hash_path(file).md5 == item.md5
-
-
-def _fsck_cached(repo: Repository, item: Wanted, result: Fsck, say: Say) -> bool:
-    cache = repo.cache(item.pointer.file)
-    if not cache.has(item.md5, legacy=item.pointer.legacy):
-        return False
-    objects = [item.md5]
-    if item.pointer.is_folder:
-        objects += [md5 for _, md5 in cache.iter_folder(item.md5, legacy=item.pointer.legacy)]
-    bad = next((oid for oid in objects if not cache.verify(oid, legacy=item.pointer.legacy, anew=True)), None)
-    if bad is not None:
-        result.problems.append(f"{item.path}: cache object {bad} has other bytes than its name says")
-        obj = cache.path_of(bad, legacy=item.pointer.legacy)
-        result.hints.append(f"mv {word(obj)} {word(repo.dvc_root() / '.dvc' / 'tmp')} && dvc fetch --all-commits")
-    return True
-
-
-def _fsck_remote(repo: Repository, wanted: list[Wanted], result: Fsck) -> set[str]:
-    groups: dict[tuple[Path, str | None], list[Wanted]] = {}
-    for item in wanted:
-        if item.pointer.push:
-            groups.setdefault((repo.dvc_root(item.pointer.file), item.pointer.remote), []).append(item)
-    there: set[str] = set()
-    for (root, name), items in groups.items():
-        remote = Remote.open(root, name)
-        missing = remote.missing({i.md5 for i in items}, legacy={i.md5 for i in items if i.pointer.legacy})
-        there |= {i.md5 for i in items} - missing
-        for item in items:
-            if item.md5 in missing and repo.cache(item.pointer.file).has(item.md5, legacy=item.pointer.legacy):
-                result.problems.append(f"{item.path}: object {item.md5} is not on {remote.url}")
-                result.hints.append("modelver push")
-    return there
-
-
-def _fsck_metadata(repo: Repository, result: Fsck) -> None:
-    if repo.head is None:
-        return
-    for problem in check_commits(repo, "HEAD", []):
-        if problem.refuses:
-            result.problems.append(problem.line)
-            result.hints.append(problem.hint)
+    known = [repo.git.commit_of(old or "HEAD")] if dots else parents_of(repo, tip)
+    return [*check_commits(repo, tip, known), *check_models(repo, tip, known)]
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def similar(reference: str, *, limit: int | None = None, folder: Path | None = N
         folder: Anywhere in the work tree.
 
     Returns:
-        The nearest first; the version asked about itself is left out, other versions with its bytes are not.
+        The nearest first, those with its bytes before all; the version asked about itself is left out, and so are those
+        that have no tensor of it: none of the same name, and none of like values.
 
     Raises:
         NotFoundError: No such model or version.
@@ -68,13 +69,23 @@ def similar(reference: str, *, limit: int | None = None, folder: Path | None = N
         side = _side(repo, version)
         if side.table is not None:
             found.append(_rank(name, version, compare(side, wanted)))
-    found.sort(key=lambda r: (r.distance is None, r.distance, -r.number))
-    return found[:limit]
+    related = [r for r in found if any(t.old and t.new and t.is_parameter for t in r.change.tensors)]
+    related.sort(key=_order)
+    return related[:limit]
+
+
+def _order(r: Ranked) -> tuple[bool, bool, float, bool, int]:
+    is_wider = r.change.kind == "architecture"  # at distance 0 as well: tensors of zeros, or of integers
+    return not r.change.bytes_equal, r.distance is None, r.distance or 0.0, is_wider, -r.number
 
 
 MAX_CANDIDATES = 50
 VARIANT_COSINE = 0.95
 """Below this a model is another one: 4-bit blocks keep 0.99, fine-tuning seldom goes below 0.95."""
+
+
+VARIANT_DISTANCE = 0.5
+"""Above this too little of the two is the same, however alike: tensors that only one has count with all their norm."""
 
 
 def find_origin(repo: Repository, path: str, metadata: ModelMetadata, table: TensorTable | None) -> Ranked | None:
@@ -101,7 +112,8 @@ def find_origin(repo: Repository, path: str, metadata: ModelMetadata, table: Ten
         side = _side(repo, version)
         if side.table is not None and _may_be_related(side.table, table):
             found.append(_rank(name, version, compare(side, wanted)))
-    near = [r for r in found if r.distance is not None and (r.change.cosine or 0) >= VARIANT_COSINE and r.distance < 1]
+    near = [r for r in found if (r.change.cosine or 0) >= VARIANT_COSINE]
+    near = [r for r in near if r.distance is not None and r.distance <= VARIANT_DISTANCE]
     return min(near, key=lambda r: (r.distance or 0.0, -r.number), default=None)
 
 

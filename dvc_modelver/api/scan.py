@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 
 from dvc_modelver.api.select import select, split_reference
 from dvc_modelver.errors import NotFoundError, ObjectMissing, UsageError, word
-from dvc_modelver.repository import Repository
+from dvc_modelver.metadata import find_model_path
+from dvc_modelver.repository import Repository, is_pointer_file
 from dvc_modelver.security.scan import scan_file, scan_folder, scan_path
-from dvc_modelver.security.verdicts import Scanned
+from dvc_modelver.security.verdicts import Finding, Scanned, Verdict
 from dvc_modelver.store.folders import is_folder_oid
 
 __all__ = ["Scanned", "scan"]
@@ -26,7 +28,8 @@ def scan(*references: str, folder: Path | None = None) -> list[Scanned]:
         folder: Anywhere in the work tree.
 
     Returns:
-        One result per file; of a folder, one for each file in it.
+        One result per file; of a folder, one for each file in it, and for each model that is tracked there and not on
+        disk. Files of this program's own are left out where they are safe.
 
     Raises:
         NotFoundError: There is no such file, model or version.
@@ -46,8 +49,14 @@ def _find_repository(folder: Path | None) -> Repository | None:
 
 def _iter_results(repo: Repository | None, reference: str, allow: Set[str]) -> Iterator[Scanned]:
     path = Path(reference)
-    if path.is_file() or path.is_dir():
+    if path.is_file():
         yield from scan_path(path, allow)
+    elif path.is_dir():
+        for result in scan_path(path, allow):
+            if result.verdict is not Verdict.SAFE or not (is_pointer_file(result.path) or find_model_path(result.path)):
+                yield result
+        if repo is not None:
+            yield from _iter_missing(repo, path)
     elif path.exists():
         raise UsageError(f"{reference}: neither a file nor a folder")
     elif repo is None:
@@ -56,12 +65,33 @@ def _iter_results(repo: Repository | None, reference: str, allow: Set[str]) -> I
         yield from _iter_version(repo, reference, allow)
 
 
+def _iter_missing(repo: Repository, folder: Path) -> Iterator[Scanned]:
+    """Give the models that belong into a folder and are not there: nothing is known of them."""
+    around = folder.resolve()
+    for model in repo.models(repo.work_tree):
+        file = repo.top / model.path
+        if not file.exists() and file.resolve().is_relative_to(around):
+            why = f"not on disk, so not scanned (modelver pull {word(model.path)})"
+            yield Scanned(_shown(file), Verdict.UNKNOWN, (Finding("", "", "damage", Verdict.UNKNOWN, why),))
+
+
+def _shown(file: Path) -> str:
+    """Give a path as it is typed here."""
+    return os.path.relpath(file)
+
+
 def _iter_version(repo: Repository, reference: str, allow: Set[str]) -> Iterator[Scanned]:
-    chosen = select(repo, reference)
+    is_version = split_reference(reference)[1:] != ("", "")
+    try:
+        chosen = select(repo, reference)
+    except NotFoundError as err:
+        if is_version:
+            raise
+        raise NotFoundError(f"{reference}: no such file, folder or model", hint=err.hint) from err
     there, md5 = chosen.model.path, chosen.metadata.md5
     on_disk = repo.top / there
-    if split_reference(reference)[1:] == ("", "") and on_disk.exists():
-        yield from scan_path(on_disk, allow)
+    if not is_version and on_disk.exists():
+        yield from scan_path(Path(_shown(on_disk)), allow)
         return
     cache, legacy = repo.cache(there), chosen.pointer.legacy
     if not cache.has(md5, legacy=legacy):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, word
+from dvc_modelver.formats import known_suffixes
+from dvc_modelver.formats.folder import holds_weights
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.registry.history import find_stage, find_version
 from dvc_modelver.registry.tags import read_tags
@@ -104,4 +106,9 @@ def _pointer_at(repo: Repository, commit: str, path: str) -> Pointer:
 def is_file_argument(text: str) -> bool:
     """Whether an argument of ``diff`` names a file, or a folder of weights, on disk rather than a revision."""
     path = Path(text)
-    return path.is_file() or (path.is_dir() and any(name.endswith(WEIGHT_SUFFIXES) for name, _ in iter_files(path)))
+    return path.is_file() or (path.is_dir() and holds_weights(name for name, _ in iter_files(path)))
+
+
+def is_file_name(text: str) -> bool:
+    """Whether what names nothing is meant as a file: by its suffix."""
+    return text.lower().endswith((*WEIGHT_SUFFIXES, *known_suffixes()))

@@ -15,10 +15,12 @@ from dvc_modelver.git import attributes, config, hooks
 from dvc_modelver.git.layout import Layout, find_layout, is_inside_repository
 from dvc_modelver.git.porcelain import Git
 from dvc_modelver.repository import Repository
-from dvc_modelver.resources import PROBE, read_template
+from dvc_modelver.resources import PROBE, START, read_template
 from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE
 from dvc_modelver.store.dvcconfig import find_dvc_root
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
+from dvc_modelver.store.temp import remove
+from dvc_modelver.worktree.merging import MERGES
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import Keeper
 
@@ -40,28 +42,46 @@ class Step:
     changed: bool = True
 
 
-def guarded(module: str, fallback: str) -> str:
+def guarded(module: str, fallback: str, missing: str = "false") -> str:
     """Give a shell line for Git's configuration: this interpreter, else the program on PATH, else `fallback`.
 
-    ``-P`` keeps the current folder, which belongs to the repository, off Python's search path.
+    ``-P`` keeps the current folder, which belongs to the repository, off Python's search path. `missing` is run where
+    there is no program, before `fallback`.
     """
-    python, probe = hooks.shell_quoted(sys.executable), hooks.shell_quoted(PROBE)
+    python, start = hooks.shell_quoted(sys.executable), hooks.shell_quoted(START)
+    off = "" if module == "filter" else 'if [ "${MODELVER_SKIP:-}" = 1 ]; then false; el'  # the filter passes files on
     return (
-        f'f() {{ if [ -x {python} ] && [ -r {probe} ]; then {python} -P -m dvc_modelver.drivers.{module} "$@"; '
-        f'elif command -v modelver >/dev/null 2>&1; then modelver driver {module} "$@"; else false; fi '
+        f'f() {{ {off}if [ -x {python} ] && [ -r {start} ]; then {python} -P {start} {module} "$@"; '
+        f'elif command -v modelver >/dev/null 2>&1; then modelver driver {module} "$@"; else {missing}; fi '
         f"|| {{ {fallback}; }}; }}; f"
+    )
+
+
+def merge_line() -> str:
+    """Give the value of ``merge.modelver.driver``: without the program, ours stands and it is a conflict."""
+    python, start = hooks.shell_quoted(sys.executable), hooks.shell_quoted(START)
+    return (
+        'f() { export MODELVER_GIT_PID=$PPID; code=127; if [ "${MODELVER_SKIP:-}" = 1 ]; then :; '
+        f'elif [ -x {python} ] && [ -r {start} ]; then {python} -P {start} merge "$@"; code=$?; '
+        'elif command -v modelver >/dev/null 2>&1; then modelver driver merge "$@"; code=$?; fi; '
+        '[ "$code" = 127 ] || return "$code"; '
+        'case "$5" in *.modelver.json|*.modelver.tensors) false ;; *) git merge-file "$2" "$1" "$3" ;; esac; '
+        "}; f %O %A %B %L %P"
     )
 
 
 def driver_settings() -> dict[str, str]:
     """Give the keys that ``install`` sets in this clone's configuration, but for the fsmonitor hook."""
-    missing = "echo 'modelver: the filter did not run (pip install dvc-modelver; modelver install)' >&2; false"
+    missing = "echo 'modelver: program not found (pip install dvc-modelver; modelver install)' >&2; false"
     return {
         "diff.modelver.command": guarded(
             "diff", 'git --no-pager diff --no-index --no-ext-diff --no-textconv -- "$2" "$5"; true'
         ),
         "diff.modelver.textconv": guarded("textconv", 'cat -- "$1"'),
-        "filter.modelver.process": guarded("filter", missing),
+        "merge.modelver.name": "models, tensor by tensor",
+        "merge.modelver.driver": merge_line(),
+        "merge.modelver.recursive": "binary",
+        "filter.modelver.process": guarded("filter", "false", missing),
         "filter.modelver.required": "true",
     }
 
@@ -98,8 +118,7 @@ def init(
         with_hooks: Likewise.
 
     Raises:
-        UsageError: Another default remote is configured, or hooks lie outside this clone's Git folder; nothing
-            was written.
+        UsageError: Another default remote is configured; nothing was written.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
@@ -113,8 +132,6 @@ def init(
         Git(folder).run("init", "--quiet")
         steps.append(Step("Git repository", str(folder / ".git")))
     layout = find_layout(folder)
-    if with_hooks:
-        hooks.check_hooks_folder(layout)
     root = find_dvc_root(folder.resolve(), layout.top)
     if root is None:
         root = layout.top
@@ -161,7 +178,7 @@ def install(folder: str | Path = ".", *, fsmonitor: bool | None = None, with_hoo
         with_hooks: Whether to write hook files.
 
     Raises:
-        UsageError: No Git or DVC repository, or a hooks folder that is not this clone's own.
+        UsageError: No Git or DVC repository, or hooks that are in the way of each other.
     """
     repo = Repository.open(Path(folder))
     repo.dvc_root()
@@ -169,16 +186,15 @@ def install(folder: str | Path = ".", *, fsmonitor: bool | None = None, with_hoo
     repo.share_cache()
     steps = []
     if with_hooks:
-        hooks.check_hooks_folder(layout)
-        written = hooks.install_hooks(layout, sys.executable, PROBE)
-        steps.append(Step(f"{len(hooks.HOOKS)} hooks", str(layout.hooks_dir), bool(written)))
-        for path in written:
-            if path.with_name(path.name + hooks.KEPT).exists():
-                steps.append(Step(f"your {path.name} hook is kept and runs first", str(path) + hooks.KEPT))
+        where = hooks.find_hooks_folder(layout).path
+        written = hooks.install_hooks(layout, sys.executable)
+        steps.append(Step(f"{len(hooks.HOOKS)} hooks", str(where), bool(written)))
+        steps += [Step(note, str(path)) for path, note in written.items() if note]
     for key, value in driver_settings().items():
         steps.append(Step(_MEANING[key], key, config.set_local(git, key, value)))
     steps.append(_set_fsmonitor(git, fsmonitor))
     steps.append(_write_attributes(repo))
+    steps.append(_write_clone_attributes(layout))
     with locked(layout.state_dir):
         keeper = Keeper(repo, lambda _line: None)
         keeper.remember_all(keeper.look())
@@ -189,6 +205,9 @@ def install(folder: str | Path = ".", *, fsmonitor: bool | None = None, with_hoo
 _MEANING = {
     "diff.modelver.command": "diff driver of git diff",
     "diff.modelver.textconv": "diff driver of git log -p and git show",
+    "merge.modelver.name": "name of the merge driver",
+    "merge.modelver.driver": "merge driver of metadata, tensor tables and pointers",
+    "merge.modelver.recursive": "of criss-cross merges, the common ancestor is taken as it is",
     "filter.modelver.process": "filter: git add of weights stores them in the DVC cache",
     "filter.modelver.required": "git add fails rather than put weights into Git",
 }
@@ -219,6 +238,20 @@ def _write_attributes(repo: Repository) -> Step:
     return Step("attributes (commit this file)", str(file), new != old)
 
 
+def _write_clone_attributes(layout: Layout, block: str | None = None) -> Step:
+    """Put our block into this clone's ``info/attributes``; an empty one takes it out."""
+    block = attributes.render_clone_block() if block is None else block
+    file = layout.common_dir / "info" / "attributes"
+    old = file.read_bytes().decode("utf-8", "surrogateescape") if file.is_file() else ""
+    new = attributes.with_block(old, block)
+    if new != old:
+        file.parent.mkdir(exist_ok=True)
+        write_file(file, new.encode("utf-8", "surrogateescape"))
+    if not new:
+        file.unlink(missing_ok=True)
+    return Step("merge driver of this clone", str(file), new != old)
+
+
 def gated_patterns(repo: Repository) -> list[str]:
     """Give the patterns of files that ``git add`` turns into pointers."""
     return [*("*" + suffix for suffix in GATE_SUFFIXES), *repo.settings.include]
@@ -231,10 +264,7 @@ def uninstall(folder: str | Path = ".") -> list[Step]:
     """
     repo = Repository.open(Path(folder))
     git = repo.git
-    steps = [
-        Step("our hook; yours is back" if was_there else "our hook", str(path))
-        for path, was_there in hooks.uninstall_hooks(repo.layout).items()
-    ]
+    steps = [Step(what, str(path)) for path, what in hooks.uninstall_hooks(repo.layout).items()]
     for key in driver_settings():
         if config.unset_local(git, key):
             steps.append(Step("setting", key))
@@ -243,6 +273,9 @@ def uninstall(folder: str | Path = ".") -> list[Step]:
         config.unset_local(git, FSMONITOR)
         config.unset_local(git, "core.fsmonitorHookVersion")
         steps.append(Step("setting", FSMONITOR))
+    step = _write_clone_attributes(repo.layout, "")
+    steps += [step] if step.changed else []
+    remove(repo.layout.state_dir / MERGES)
     for name in ("state", "gate", "committed", "lock", "asked", "told"):
         (repo.layout.state_dir / name).unlink(missing_ok=True)
     return steps
@@ -317,20 +350,17 @@ def _check_hooks(repo: Repository) -> list[Finding]:
     path = config.find_setting(repo.git, "core.hooksPath")
     if path is not None:
         found.append(Finding("core.hooksPath", path.value, path.origin))
-    for name in hooks.HOOKS:
-        file = layout.hooks_dir / name
-        wanted = hooks.render_hook(name, sys.executable, PROBE)
-        kept = " (runs yours first)" if file.with_name(name + hooks.KEPT).exists() else ""
-        if not hooks.is_ours(file):
+    for name, file, fresh, chains in hooks.iter_installed(layout, sys.executable):
+        if fresh is None:
             found.append(Finding(name, "not installed", str(file), "our hook is not there", "modelver install"))
-        elif file.read_bytes() != wanted:
+        elif not fresh:
             found.append(
                 Finding(name, "of another version or interpreter", str(file), "out of date", "modelver install")
             )
         elif not os.access(file, os.X_OK):
             found.append(Finding(name, "not executable", str(file), "Git will not run it", "modelver install"))
         else:
-            found.append(Finding(name, "installed" + kept, str(file)))
+            found.append(Finding(name, "installed" + (" (runs yours first)" if chains else ""), str(file)))
     return found
 
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dvc_modelver.errors import EnvironmentFailed, RefusedError, UsageError, word
-from dvc_modelver.formats.folder import MARKERS
+from dvc_modelver.errors import EnvironmentFailed, ModelverError, RefusedError, UsageError, word
+from dvc_modelver.formats import LocalFolder
+from dvc_modelver.formats.folder import MARKERS, check_shards, holds_weights
+from dvc_modelver.formats.impostors import find_impostor
 from dvc_modelver.metadata import (
     ModelMetadata,
     TensorTable,
@@ -21,16 +23,17 @@ from dvc_modelver.metadata import (
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.registry.tags import check_name
 from dvc_modelver.repository import Repository, TrackedModel, is_pointer_file
-from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import iter_files
-from dvc_modelver.store.pointers import Pointer, set_lock_out
-from dvc_modelver.store.temp import remove
+from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
+from dvc_modelver.store.pointers import Pointer, set_out
+from dvc_modelver.store.temp import remove, separate
 from dvc_modelver.transfer import Wanted, fetch
 from dvc_modelver.worktree.describe import Description
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.safety import find_unsafe
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import Keeper, write_if_changed
-from dvc_modelver.worktree.track import Tracker
+from dvc_modelver.worktree.track import Tracker, ignore_file, show_again
 
 Say = Callable[[str], None]
 
@@ -117,9 +120,7 @@ def add(
             wanted += adder.retrained()
         if everything:
             wanted += adder.unadopted()
-        for path in dict.fromkeys(wanted):
-            adder.add(path, name)
-        adder.keeper.save()
+        adder.add_all(list(dict.fromkeys(wanted)), name)
     return adder.done
 
 
@@ -151,21 +152,45 @@ class _Adder:
             self.say(line)
         return [m.path for m in models if m.pointer.md5 not in got.failed]
 
+    def add_all(self, paths: list[str], name: str | None) -> None:
+        """Add models once all of them can be; what was added before one failed all the same is named."""
+        for path in paths:
+            around = next((other for other in paths if path.startswith(f"{other}/")), None)
+            if around is not None:
+                raise UsageError(f"{path}: part of {around}, which is given as a whole", hint=f"modelver add {around}")
+            self._check(path, self.repo.top / path, self.pointers.get(path))
+        try:
+            for path in paths:
+                self.add(path, name)
+        except ModelverError:
+            for made in self.done:
+                self.say(f"{made.model.path}: added, before another failed")
+            raise
+        finally:
+            self.keeper.save()
+
     def add(self, path: str, name: str | None) -> None:
         file, pointer = self.repo.top / path, self.pointers.get(path)
-        self._check(path, file, pointer)
         if name is not None:
             declare_name(self.repo, path, name)
         if file.exists():
             if pointer is not None and pointer.kind == "lock":
                 self._add_output(path, pointer, name)
                 return
-            made = self.tracker.add(path, pointer, facts=self.facts, name=name)
+            if file.is_dir():
+                made = self._add_folder(path, pointer, name)
+            else:
+                made = self.tracker.add(path, pointer, facts=self.facts, name=name)
             self._name_origin(path, made)
         else:
             assert pointer is not None and pointer.md5 is not None
             hashes = self.repo.cache(path).hash_object(pointer.md5, legacy=pointer.legacy)
             made = self.tracker.track(path, hashes, pointer, facts=self.facts, name=name)
+        self._finish(path, made)
+
+    def _finish(self, path: str, made: Description) -> None:
+        for one in find_unsafe(self.repo, path, made.metadata.md5, self.repo.settings):
+            self.say(f"{one.line(self.repo.settings)}; git commit will refuse it")
         self.done.append(made.metadata)
 
     def _name_origin(self, path: str, made: Description) -> None:
@@ -192,8 +217,8 @@ class _Adder:
                 got = fetch(self.repo, [Wanted(pointer)], self.say)
                 for line in got.failed.values():
                     raise EnvironmentFailed(line.split("\n")[0], hint="modelver fsck --remote")
-        elif file.stat().st_size == 0:
-            raise UsageError(f"{path}: empty, expected a model file")
+        else:
+            _check_content(path, file)
         if is_pointer_file(path) or find_model_path(path) or posixpath.basename(path) in _NO_MODELS:
             raise UsageError(f"{path}: one of the repository's own files, expected weights", hint="modelver status")
         if path.startswith(".git/") or "/.dvc/" in f"/{path}":
@@ -201,14 +226,18 @@ class _Adder:
 
     def _check_folder(self, path: str, file: Path) -> None:
         """Refuse a folder that is no model: one of Git's, with other outputs in it, or without weights."""
-        inside = sorted(p.path for p in self.pointers.values() if p.path.startswith(f"{path}/"))
+        is_one = self.repo.is_model_folder(path)
+        inside = sorted(
+            p.path for p in self.pointers.values()
+            if p.path.startswith(f"{path}/") and not (is_one and p.kind == "dvc" and not p.is_folder)
+        )  # fmt: skip
         if inside:
             raise UsageError(
                 f"{path}: {inside[0]} in it is tracked already, expected a folder that is one model",
                 hint=f"modelver add {word(path)}/FILE; or dvc remove the outputs inside first",
             )
         in_git = self.repo.git.index_entries(path)
-        if in_git:
+        if in_git and not is_one:
             raise UsageError(
                 f"{path}: {sorted(in_git)[0]} in it is in Git, expected a folder that DVC can take as a whole",
                 hint=f"git rm -r --cached {word(path)}; modelver add {word(path)}",
@@ -216,10 +245,44 @@ class _Adder:
         if (file / ".git").exists() or file.resolve() == self.repo.top.resolve():
             raise UsageError(f"{path}: a repository of its own, expected a folder of weights")
         names = [name for name, _ in iter_files(file)]
-        if not any(name.endswith(WEIGHT_SUFFIXES) or posixpath.basename(name) in MARKERS for name in names):
+        if not holds_weights(names) and not any(posixpath.basename(name) in MARKERS for name in names):
             raise UsageError(
                 f"{path}: a folder without weights, expected a model",
                 hint=f"dvc add {word(path)}",
+            )
+        check_shards(LocalFolder(file), path)
+
+    def _add_folder(self, path: str, pointer: Pointer | None, name: str | None) -> Description:
+        """Track a folder as one model; it takes over what was tracked or staged singly in it."""
+        single = [p for p in self.pointers.values() if p.path.startswith(f"{path}/")]
+        for one in single:
+            self._check_single(path, one)
+        own = [f for one in single for f in (one.file, metadata_path(one.path), table_path(one.path))]
+        ignored = {ignore_file(one.path) for one in single}
+        before = {f: (self.repo.top / f).read_bytes() for f in (*own, *ignored) if (self.repo.top / f).is_file()}
+        try:
+            for f in own:
+                (self.repo.top / f).unlink(missing_ok=True)
+            for one in single:
+                show_again(self.repo.top, one.path)
+            made = self.tracker.add(path, pointer, facts=self.facts, name=name)
+        except BaseException:
+            for f, content in before.items():
+                write_file(self.repo.top / f, content)
+            raise
+        self.repo.git.stage_blobs(dict.fromkeys(self.repo.git.index_entries(f"{path}/")))
+        for one in single:
+            self.keeper.state.rows.pop(one.path, None)
+            self.pointers.pop(one.path)
+        if single:
+            self.say(f"{path}: one model now, with {single[0].path}{_and_more(single)} in it")
+        return made
+
+    def _check_single(self, path: str, pointer: Pointer) -> None:
+        if not (self.repo.top / pointer.path).is_file():
+            raise UsageError(
+                f"{pointer.path}: not on disk, expected all files of {path}",
+                hint=f"modelver pull {word(pointer.path)} && modelver add {word(path)}",
             )
 
     def _add_output(self, path: str, pointer: Pointer, name: str | None) -> None:
@@ -233,13 +296,33 @@ class _Adder:
         if outside:
             disk = self.repo.top / pointer.file
             old = disk.read_text(encoding="utf-8")
-            text = set_lock_out(old, pointer, md5=hashes.md5, size=hashes.size, n_files=hashes.n_files)
+            text = set_out(old, pointer, md5=hashes.md5, size=hashes.size, n_files=hashes.n_files)
             write_if_changed(disk, text.encode())
             self.repo.git.stage_blobs({pointer.file: text.encode()})
             pointer = replace(pointer, md5=hashes.md5, size=hashes.size)
         declared = "user" if outside else None
         made = self.tracker.add(path, pointer, facts=self.facts, declared_by=declared, name=name)
-        self.done.append(made.metadata)
+        self._finish(path, made)
+
+
+def _and_more(pointers: list[Pointer]) -> str:
+    return f" and {len(pointers) - 1} more" if len(pointers) > 1 else ""
+
+
+def _check_content(path: str, file: Path) -> None:
+    """Refuse a file that only has a model's name."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(MAX_GATE_BYTES)
+    found = find_impostor(start, size)
+    if found is not None:
+        raise UsageError(f"{path}: {found.what}, expected weights", hint=found.hint)
+    gate = find_gate(start) if size <= MAX_GATE_BYTES else None
+    if gate is not None:
+        raise UsageError(
+            f"{path}: the gate pointer to object {gate.md5[:8]}, expected weights: it was committed without the hooks",
+            hint=f"ask whoever committed it to run: modelver add {word(path)} && git commit --amend --no-edit",
+        )
 
 
 _NO_MODELS = {".gitignore", ".gitattributes", ".dvcignore", "dvc.yaml", ".modelver.toml"}
@@ -396,14 +479,20 @@ def _move_metadata(repo: Repository, model: TrackedModel, path: str) -> None:
             (repo.top / name).unlink(missing_ok=True)
 
 
-def rm(path: str | Path, *, say: Say = lambda _line: None, folder: Path | None = None) -> str:
+def rm(path: str | Path, *, cached: bool = False, say: Say = lambda _line: None, folder: Path | None = None) -> str:
     """Stop tracking a model and delete it with its files; the removal is staged, the object stays in the cache.
+
+    Args:
+        path: The model, by name or path.
+        cached: Leave the weights on disk, as an untracked file.
+        say: Takes lines for the user.
+        folder: Anywhere in the work tree.
 
     Returns:
         The path removed.
 
     Raises:
-        UsageError: A pipeline makes the model.
+        UsageError: A pipeline makes the model, or the weights to leave are not on disk.
     """
     repo = Repository.open(folder)
     model = repo.find_model(repo.work_tree, str(path))
@@ -416,14 +505,18 @@ def rm(path: str | Path, *, say: Say = lambda _line: None, folder: Path | None =
         keeper = Keeper(repo, say)
         tracker = Tracker(keeper)
         file = repo.top / model.path
-        if file.exists():
+        if cached and not file.exists():
+            raise UsageError(f"{model.path}: not on disk, expected weights", hint=f"modelver rm {word(model.path)}")
+        if cached:
+            separate(file)
+        elif file.exists():
             hashes = repo.cache(model.path).store_path(file, link=False)
             if hashes.md5 != model.pointer.md5:
                 say(f"{model.path}: these weights were in no version; kept in the cache as {hashes.md5}")
         files = [model.pointer.file, metadata_path(model.path), table_path(model.path)]
         staged = repo.git.index_entries(*files)
         repo.git.stage_blobs({name: None for name in files if name in staged})
-        for name in [*files, model.path]:
+        for name in files if cached else [*files, model.path]:
             remove(repo.top / name)
         tracker.unstage_ignore_line(model.path)
         keeper.state.rows.pop(model.path, None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError
 from dvc_modelver.repository import Repository
-from dvc_modelver.transfer import Upload, Wanted, fetch, objects_of_commits, upload
+from dvc_modelver.transfer import Upload, Wanted, all_tips, fetch, objects_of_commits, upload
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.state import locked
 from dvc_modelver.worktree.sync import Keeper, Seen
@@ -26,7 +26,7 @@ def push(
     """Upload the objects of HEAD and of commits that no Git remote has; `git push` does this by itself.
 
     Args:
-        everything: The objects of all commits of all refs.
+        everything: The objects of all commits that a ref or a stash reaches.
         remote: Name of the DVC remote; the configured one by default.
         say: Takes lines for the user.
         folder: Anywhere in the work tree.
@@ -39,13 +39,15 @@ def push(
     repo.dvc_root()
     if repo.head is None:
         return []
-    wanted = {
-        w.md5: w
-        for w in objects_of_commits(repo, "--all" if everything else "HEAD", [] if everything else ["--remotes"])
-    }
+    if everything:
+        found = objects_of_commits(repo, all_tips(repo), [])
+    else:
+        found = objects_of_commits(repo, "HEAD", ["--remotes"])
+    wanted = {item.key: item for item in found}
     for pointer in repo.pointers(repo.at("HEAD")):
         if pointer.md5 and pointer.cache and pointer.push:
-            wanted.setdefault(pointer.md5, Wanted(pointer))
+            item = Wanted(pointer)
+            wanted.setdefault(item.key, item)
     return upload(repo, wanted.values(), say, remote_name=remote)
 
 

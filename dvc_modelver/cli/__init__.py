@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     if args[:1] == ["driver"] and len(args) > 1:
         from importlib import import_module
 
-        if args[1] in ("diff", "textconv", "filter"):
+        if args[1] in ("diff", "textconv", "filter", "merge"):
             return int(import_module(f"dvc_modelver.drivers.{args[1]}").main(args[2:]))
     from dvc_modelver.cli.app import run
 

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards, reports
+from dvc_modelver.cli import cards, objects, reports
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
@@ -280,10 +280,15 @@ def mv(
 
 
 @app.command()
-def rm(paths: Annotated[list[str], typer.Argument(help="Models, by name or path.")], json: JsonFlag = False) -> None:
+def rm(
+    paths: Annotated[list[str], typer.Argument(help="Models, by name or path.")],
+    cached: Annotated[bool, typer.Option("--cached", help="Leave the weights on disk, untracked.")] = False,
+    json: JsonFlag = False,
+) -> None:
     """Delete models with their pointer, metadata and ignore line; the weights stay in the cache."""
-    gone = [api.rm(path, say=say) for path in paths]
-    emit_json({"removed": gone}) if json else emit_lines([f"removed {p}; staged, git commit keeps it" for p in gone])
+    gone = [api.rm(path, cached=cached, say=say) for path in paths]
+    end = "not tracked any more; the file stays" if cached else "removed; staged, git commit keeps it"
+    emit_json({"removed": gone}) if json else emit_lines([f"{path}: {end}" for path in gone])
 
 
 # Looking
@@ -391,6 +396,50 @@ def list_(output: OutputFile = None, json: JsonFlag = False) -> None:
     emit_json(cards.list_document(found), output) if json else emit_lines(cards.list_lines(found), output)
 
 
+@app.command()
+def merge(
+    patterns: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATTERN]...", help="Tensors that --take is for, like 'encoder.*'.")
+    ] = None,
+    take: Annotated[
+        str | None, typer.Option(metavar="S", help="Decide: ours, theirs, mean, or any other strategy.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--continue", help="Go on with what is decided now.")] = False,
+    json: JsonFlag = False,
+) -> int:
+    """List what Git's merge left undecided of models, or decide it; exit 1 while something is left."""
+    from dvc_modelver.cli import merges
+
+    found = api.merge(*(patterns or []), take=take, again=again, say=say)
+    emit_json(merges.state_document(found)) if json else emit_lines(merges.state_lines(found))
+    return int(bool(found.conflicts))
+
+
+@app.command("merge-file")
+def merge_file(
+    base: Annotated[Path, typer.Argument(help="Common ancestor; /dev/null where there is none.")],
+    ours: Annotated[Path, typer.Argument(help="File or folder that is merged into; the result has its format.")],
+    theirs: Annotated[Path, typer.Argument(help="File or folder that is merged.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")],
+    strategy: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="What decides tensors that both sides changed, like ties:density=0.3."),
+    ] = None,
+    tensors: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=S", help="The same for some tensors; may be given again.")
+    ] = None,
+    json: JsonFlag = False,
+) -> int:
+    """Merge three models tensor by tensor; exit 1 and no output where both sides changed one and nothing decides."""
+    from dvc_modelver.cli import merges
+
+    done = api.merge_file(base, ours, theirs, output, strategy=strategy, tensors=tensors or [])
+    emit_json(merges.merge_document(done)) if json else emit_lines(merges.merge_lines(done))
+    if done.output is None and not json and (hint := merges.conflict_hint(done)):
+        say(f"hint: {hint}")
+    return int(done.output is None)
+
+
 # Versions
 
 
@@ -453,52 +502,5 @@ def load(
 # Objects
 
 
-@app.command()
-def push(
-    everything: Annotated[bool, typer.Option("--all", help="Objects of all commits of all refs.")] = False,
-    remote: Annotated[str | None, typer.Option(help="DVC remote; the configured one by default.")] = None,
-    json: JsonFlag = False,
-) -> None:
-    """Upload weights to the DVC remote; git push does this by itself."""
-    done = api.push(everything=everything, remote=remote, say=say)
-    if json:
-        emit_json([{"url": u.url, "sent": list(u.sent), "present": list(u.present)} for u in done])
-        return
-    emit_lines(
-        [f"{len(u.sent)} uploaded, {len(u.present)} there already: {u.url}" for u in done] or ["nothing to upload"]
-    )
-
-
-@app.command()
-def pull(
-    names: Annotated[list[str] | None, typer.Argument(help="Models, by name or path; all by default.")] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Also where the model on disk was retrained; its bytes go to the cache."),
-    ] = False,
-    json: JsonFlag = False,
-) -> int:
-    """Give the work tree the weights that its pointers name."""
-    done = api.pull(*(names or []), force=force, say=say)
-    if json:
-        emit_json({"restored": done.restored, "current": done.current, "kept": done.kept, "failed": done.failed})
-    else:
-        emit_lines(cards.pull_lines(done))
-    for path, why in done.failed.items():
-        say(f"modelver: error: {path}: {why}")
-    return 4 if done.failed else 0
-
-
-@app.command()
-def fsck(
-    remote: Annotated[bool, typer.Option("--remote", help="Ask the DVC remote as well.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="All commits of all refs.")] = False,
-    json: JsonFlag = False,
-) -> int:
-    """Prove that recorded weights are there and are what their names say; exit 1 when not."""
-    found = api.fsck(remote=remote, everything=everything, say=say)
-    if json:
-        emit_json({"objects": found.objects, "problems": found.problems})
-    else:
-        emit_lines(cards.fsck_lines(found))
-    return int(bool(found.problems))
+for command in (objects.push, objects.pull, objects.fsck, objects.gc, objects.migrate):
+    app.command()(command)

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dvc_modelver import api
 from dvc_modelver.cli.output import render_table
-from dvc_modelver.errors import ModelverError
+from dvc_modelver.errors import ModelverError, NotFoundError
 from dvc_modelver.formats.base import printable
 from dvc_modelver.progress import human_bytes
 
 if TYPE_CHECKING:
-    from dvc_modelver.api.inspect import Fsck, ListedModel, LoggedVersion, ModelStatus, Shown
+    from dvc_modelver.api.inspect import ListedModel, LoggedVersion, ModelStatus, Shown
     from dvc_modelver.api.setup import Finding, Step
-    from dvc_modelver.api.transfer import Pulled
     from dvc_modelver.api.versions import RolledBack
     from dvc_modelver.checks import Problem
+    from dvc_modelver.fingerprint.row import TensorRow
     from dvc_modelver.metadata import ModelMetadata, TensorTable
 
 _HOW_MANY = 12
 """Lines of a list that a person reads before asking for all."""
+_TRAINER_STATE = ("callbacks.", "loops.")
+"""What PyTorch Lightning keeps in a checkpoint beside weights and optimiser."""
 
 
 def _short(path: str) -> str:
@@ -135,25 +137,6 @@ def check_lines(problems: Sequence[Problem]) -> list[str]:
     return lines or ["ok: nothing would be refused"]
 
 
-def pull_lines(done: Pulled) -> list[str]:
-    """Tell what a pull did."""
-    lines = [f"restored  {path}" for path in done.restored]
-    lines += [f"kept      {path}: its weights are not in a commit (--force replaces them)" for path in done.kept]
-    if done.current and not lines and not done.failed:
-        lines.append(f"up to date: {_count(len(done.current), 'model')}")
-    if not done.current and not lines and not done.failed:
-        lines.append("no models here")
-    return lines
-
-
-def fsck_lines(found: Fsck) -> list[str]:
-    """Tell what fsck found."""
-    lines = []
-    for problem, hint in zip(found.problems, found.hints, strict=True):
-        lines += [f"!!  {problem}", f"      hint: {hint}"]
-    return [*lines, f"{_count(found.objects, 'object')} checked, {_count(len(found.problems), 'problem')}"]
-
-
 def rollback_lines(done: RolledBack) -> list[str]:
     """Tell what a rollback restored."""
     was = f"version {done.old.version.number}" if done.old is not None else "nothing"
@@ -186,12 +169,16 @@ class Card(Protocol):
 
 def find_card(reference: str) -> Card:
     """Give the card of a model, of one of its versions, or of any model file on disk."""
+    from dvc_modelver.api.select import is_file_name
+
     try:
         return VersionCard(api.show(reference))
     except ModelverError:
         if Path(reference).exists():
             table, fmt, size = api.describe_file(reference)
             return FileCard(reference, fmt, size, table)
+        if is_file_name(reference):
+            raise NotFoundError(f"{reference}: no such file or model", hint="modelver list") from None
         raise
 
 
@@ -208,12 +195,18 @@ class FileCard:
         """Give the JSON document."""
         rows = [row.to_dict() for row in self.table.rows] if self.table is not None else []
         structure = dict(self.table.structure) if self.table is not None else {}
-        return {"path": self.path, "format": self.format, "bytes": self.size, "structure": structure, "tensors": rows}
+        facts = {"path": self.path, "format": self.format, "bytes": self.size, "parameters": self._parameters()}
+        return facts | {"structure": structure, "tensors": rows}
+
+    def _parameters(self) -> int | None:
+        return sum(row.numel for row in _own(self.table)) if self.table is not None else None
 
     def lines(self, *, all_tensors: bool) -> list[str]:
         """Give the lines for a person."""
+        own = _own(self.table)
+        count = f", {self._parameters():,} parameters in {_count(len(own), 'tensor')}" if self.table is not None else ""
         return [
-            f"{self.path}  {self.format}, {human_bytes(self.size)}",
+            f"{self.path}  {self.format}, {human_bytes(self.size)}{count}",
             *_tensor_lines(self.table, all_tensors),
             *_structure_lines(self.table, all_tensors),
         ]
@@ -252,6 +245,8 @@ class VersionCard:
         facts += [("md5", m.md5), ("sha256", m.sha256 or "")]
         if s.commit:
             facts.append(("commit", s.commit[:12]))
+        if s.metadata.version.update == "merge":
+            facts.append(("merged from", " and ".join(md5[:8] for md5 in s.metadata.version.parents)))
         if s.metadata.change is not None:
             c = s.metadata.change
             l2 = f", relative L2 {c.relative_l2:.3g}" if c.relative_l2 is not None else ""
@@ -260,6 +255,11 @@ class VersionCard:
         lines += [f"  {name:<13}{value}" for name, value in facts if value]
         lines += _training_lines(s.metadata)
         return [*lines, *_tensor_lines(s.table, all_tensors), *_structure_lines(s.table, all_tensors)]
+
+
+def _own(table: TensorTable | None) -> list[TensorRow]:
+    """Give the tensors of a model that are no optimiser state."""
+    return [row for row in table.rows if row.role != "optimizer"] if table is not None else []
 
 
 def _training_lines(metadata: ModelMetadata) -> list[str]:
@@ -294,7 +294,8 @@ def _structure_lines(table: TensorTable | None, all_tensors: bool) -> list[str]:
 def _tensor_lines(table: TensorTable | None, all_tensors: bool) -> list[str]:
     if table is None or not table.rows:
         return []
-    rows = table.rows if all_tensors else table.rows[:_HOW_MANY]
+    rows = sorted(table.rows, key=lambda r: (r.role == "optimizer", r.name.startswith(_TRAINER_STATE), r.name))
+    rows = rows if all_tensors else rows[:_HOW_MANY]
     cells = [
         [
             r.name,
@@ -345,7 +346,7 @@ def log_lines(found: Sequence[LoggedVersion]) -> list[str]:
     rows = []
     for item in found:
         v, meta = item.version, item.version.metadata
-        change = meta.change.kind if meta.change else meta.version.update
+        change = meta.change.kind if meta.change and meta.version.update != "merge" else meta.version.update
         l2 = f"{meta.change.relative_l2:.3g}" if meta.change and meta.change.relative_l2 is not None else "-"
         tags = " ".join(t.partition("@")[2] or "#" + t.partition("#")[2] for t in item.tags)
         rows.append(

@@ -15,7 +15,7 @@ import typer
 from dvc_modelver.errors import ModelverError, UsageError
 from dvc_modelver.worktree.state import write_file
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document (short for --format json).")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="Write the result to a file.", dir_okay=False)]
 
 

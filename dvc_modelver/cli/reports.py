@@ -155,7 +155,7 @@ def similar_lines(found: Sequence[Ranked]) -> list[str]:
     from dvc_modelver.diff.render.cells import cosine_text, l2_text
 
     if not found:
-        return ["no other version to compare with"]
+        return ["nothing similar: no other version has a tensor of it"]
     rows = [
         [
             "-" if r.distance is None else l2_text(r.distance, differs=not r.change.bytes_equal),

@@ -57,6 +57,8 @@ class TensorChange:
         by_rule: Whether its new name follows from one of the model's `renames`.
         exact: What the values say; None where only fingerprints were compared.
         note: What else was measured, for a tensor whose shape changed; empty when nothing was.
+        is_transposed: Whether it was transposed on the way to another framework; `exact` and `measured` compare it
+            with the old tensor in the new one's order.
         applied: Of the factors of an adapter's layer, what their product says; it stands for both in the model.
     """
 
@@ -70,6 +72,7 @@ class TensorChange:
     by_rule: bool = False
     exact: Measured | None = None
     note: str = ""
+    is_transposed: bool = False
     applied: Estimate | None = None
 
     @property
@@ -96,7 +99,9 @@ class TensorChange:
 
     @property
     def is_moved(self) -> bool:
-        """Whether anything but its name changed."""
+        """Whether anything but its name, and the order of a transposed tensor's axes, changed."""
+        if self.is_transposed and self.exact is not None and self.old is not None and self.new is not None:
+            return not self.exact.is_same or self.old.dtype != self.new.dtype
         return not (self.bytes_equal and self.old is not None and self.new is not None
                     and (self.old.dtype, self.old.shape) == (self.new.dtype, self.new.shape))  # fmt: skip
 

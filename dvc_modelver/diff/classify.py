@@ -58,7 +58,8 @@ def classify(tensors: Sequence[TensorChange], cosine: float | None, *, same_cont
     moved = [t for t in own if t.is_moved]
     added = sum(t.change == "added" for t in own)
     removed = sum(t.change == "removed" for t in own)
-    reshaped = sum(t.old is not None and t.new is not None and t.old.shape != t.new.shape for t in own)
+    reshaped = sum(bool(t.old and t.new and t.old.shape != t.new.shape and not t.is_transposed) for t in own)
+    transposed = sum(t.is_transposed for t in own)
     renamed = sum(t.change == "renamed" for t in own)
     if added or removed or reshaped:
         parts = [
@@ -71,6 +72,10 @@ def classify(tensors: Sequence[TensorChange], cosine: float | None, *, same_cont
                 "metadata-only", f"all {len(own)} tensors have the same bytes; the file differs around them"
             )
         what = f"{renamed} renamed" if renamed else "another container"
+        if transposed:
+            return Classified(
+                "conversion", f"all {len(own)} tensors have the same values; {what}, {transposed} of them transposed"
+            )
         return Classified("conversion", f"all {len(own)} tensors have the same bytes; {what}")
     if all(_is_cast(t) for t in moved):
         old, new = moved[0].old, moved[0].new
@@ -110,9 +115,13 @@ def _counted(moved: Sequence[TensorChange], own: Sequence[TensorChange]) -> str:
 
 
 def _is_cast(t: TensorChange) -> bool:
-    if t.old is None or t.new is None or t.old.dtype == t.new.dtype or t.relative_l2 is None:
+    if t.old is None or t.new is None or t.old.dtype == t.new.dtype:
         return False
-    return t.relative_l2 <= max(ROUNDING.get(t.old.dtype, 0.0), ROUNDING.get(t.new.dtype, 0.0))
+    if t.measured.squared_distance == 0.0:
+        return True  # zeros on both sides have no relative distance
+    return t.relative_l2 is not None and t.relative_l2 <= max(
+        ROUNDING.get(t.old.dtype, 0.0), ROUNDING.get(t.new.dtype, 0.0)
+    )
 
 
 def _is_scaled(t: TensorChange) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 from dvc_modelver.diff.adapters import describe_adapters, find_layers, find_targets
 from dvc_modelver.diff.changes import FactChange, ModelDiff, Side, TensorChange
 from dvc_modelver.diff.classify import Classified, classify
-from dvc_modelver.diff.match import Pair, is_explained, match_tensors
+from dvc_modelver.diff.trees import classify_trees, is_of_tree
 from dvc_modelver.fingerprint.estimate import UNDEFINED, Estimate, combine, estimate_rows
+from dvc_modelver.fingerprint.match import Pair, is_explained, match_tensors
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.tensors import is_float
 
@@ -38,9 +39,9 @@ def compare(
         raise ValueError("two absent sides have nothing to compare")
     old_rows = old.table.rows if old is not None and old.table is not None else ()
     new_rows = new.table.rows if new is not None and new.table is not None else ()
-    matching = match_tensors(old_rows, new_rows)
-    changes = [_measure(p) for p in matching.pairs]
     exact = exact and all(side is not None and side.open is not None for side in (old, new))
+    matching = match_tensors(old_rows, new_rows, across=exact)
+    changes = [_measure(p) for p in matching.pairs]
     if exact and old is not None and new is not None:
         from dvc_modelver.diff.weights import measure_weights
 
@@ -84,7 +85,8 @@ def _kind(old: Side | None, new: Side | None, tensors: tuple[TensorChange, ...],
         opaque = [name for name, side in (("old", old), ("new", new)) if side.table is None]
         which = f"the {opaque[0]} side is" if len(opaque) == 1 else "both sides are"
         return Classified("unknown", f"bytes differ; {which} opaque: no reader could list the tensors")
-    return classify(tensors, whole.cosine, same_container=old.format == new.format)
+    ensemble = classify_trees(tensors, old.table.structure, new.table.structure)
+    return ensemble or classify(tensors, whole.cosine, same_container=old.format == new.format)
 
 
 def _adapter_note(old: Side, new: Side, *, exact: bool) -> str:
@@ -129,6 +131,8 @@ def _warnings(tensors: Sequence[TensorChange]) -> Iterator[str]:
         if bad > before:
             yield f"{t.name}: {bad:,} values are NaN or infinite{f', {before:,} were' if before else ''}"
         dead = new.zeros == new.numel or (t.exact is not None and t.measured.norm_b == 0.0)
+        if is_of_tree(t.name):
+            continue  # feature 0, and what goes nowhere
         if new.numel > 1 and dead and old is not None and old.zeros != old.numel:
             yield f"{t.name}: all values are zero now"
 
@@ -185,6 +189,5 @@ def _structure(old: Side | None, new: Side | None) -> tuple[FactChange, ...]:
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[FactChange, ...]:
     names = dict.fromkeys([*old, *new])
-    return tuple(
-        FactChange(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n) or (n in old) != (n in new)
-    )
+    # A key that is not there and one that is None say the same.
+    return tuple(FactChange(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dvc_modelver.diff.blocks import BLOCK, iter_blocks
 from dvc_modelver.diff.exact import Measured, Sums
+from dvc_modelver.fingerprint.match import find_axes
 from dvc_modelver.formats import Reader
 from dvc_modelver.tensors import BLOCKS, TensorSpec
 
@@ -77,19 +78,20 @@ def _row_digests(reader: Reader, spec: TensorSpec) -> Counter[bytes]:
 
 
 def measure_transposed(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> Measured | None:
-    """Measure a matrix against the transpose of another: dense layers of two frameworks.
+    """Measure a tensor against another whose axes are in the order of another framework, see `match.find_axes`.
 
     Returns:
-        None where the shapes are not each other's reverse, or the matrices are too large to be held.
+        None where the shapes do not fit so, or the tensors are too large to be held.
     """
-    if len(a.shape) != 2 or a.shape != b.shape[::-1] or a.numel > _MAX_CELLS:
+    order = find_axes(a.shape, b.shape)
+    if order is None or a.numel > _MAX_CELLS:
         return None
     whole: tuple[list[NDArray[Any]], list[NDArray[Any]]] = ([], [])
     for x, y in iter_blocks(old, a, new, b, lambda _n: None):
         whole[0].append(x.copy())
         whole[1].append(y.copy())
     first = np.concatenate(whole[0])
-    second = np.concatenate(whole[1]).reshape(b.shape).T.ravel()
+    second = np.concatenate(whole[1]).reshape(b.shape).transpose(order).ravel()
     sums = Sums()
     for i in range(0, first.size, BLOCK):
         sums.add(first[i : i + BLOCK], second[i : i + BLOCK])

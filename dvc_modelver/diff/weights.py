@@ -42,12 +42,16 @@ def measure_weights(changes: Sequence[TensorChange], old: Side, new: Side, progr
     if square:
         with old.open() as first, new.open() as second:
             for i, (a, b) in square:
-                found[i] = replace(found[i], note=_transposed_note(first, a, second, b))
+                turned = reshaped.measure_transposed(first, a, second, b)
+                found[i] = _with_transpose(found[i], turned, 0.5)
     unlike = [(i, s) for i, s in todo if s[0].shape != s[1].shape and all(map(blocks.has_numbers, s))]
     if unlike:
         with old.open() as first, new.open() as second:
             for i, (a, b) in unlike:
-                found[i] = replace(found[i], note=_shape_note(first, a, second, b))
+                turned = reshaped.measure_transposed(first, a, second, b)
+                found[i] = _with_transpose(found[i], turned, 1)
+                if not found[i].note:
+                    found[i] = replace(found[i], note=_rows_note(first, a, second, b))
     return _with_products(found, old, new)
 
 
@@ -99,18 +103,23 @@ def _may_be_transposed(t: TensorChange, specs: tuple[TensorSpec, TensorSpec]) ->
     return len(shape) == 2 and shape[0] == shape[1] > 1 and t.cosine is not None and t.cosine < 0.5
 
 
-def _transposed_note(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> str:
-    turned = reshaped.measure_transposed(old, a, new, b)
-    if turned is None or turned.estimate.relative_l2 is None or turned.estimate.relative_l2 >= 0.5:
-        return ""
-    return f"transposed, relative L2 {turned.estimate.relative_l2:.3g}"
+def _with_transpose(t: TensorChange, turned: exact.Measured | None, limit: float) -> TensorChange:
+    """Note that a tensor was transposed, where its relative L2 so is below `limit`.
+
+    Under another framework's name that is the same tensor, and what changed is measured in its order.
+    """
+    l2 = turned.estimate.relative_l2 if turned is not None else None
+    if turned is None or l2 is None or l2 >= limit:
+        return t
+    t = replace(t, note=f"transposed, relative L2 {l2:.3g}")
+    if not t.by_rule:
+        return t
+    values = replace(turned, max_abs_at=None)  # a place in the old order
+    return replace(t, measured=turned.estimate, exact=values, is_transposed=True)
 
 
-def _shape_note(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> str:
-    """Say what a tensor of another shape has in common with the old one."""
-    turned = reshaped.measure_transposed(old, a, new, b)
-    if turned is not None and turned.estimate.relative_l2 is not None and turned.estimate.relative_l2 < 1:
-        return f"transposed, relative L2 {turned.estimate.relative_l2:.3g}"
+def _rows_note(old: Reader, a: TensorSpec, new: Reader, b: TensorSpec) -> str:
+    """Say which rows a tensor of another length has in common with the old one."""
     rows = reshaped.measure_rows(old, a, new, b) if a.numel != b.numel else None
     if rows is None:
         return ""

@@ -6,10 +6,12 @@ Source: gitattributes(5), "Long Running Filter Process"; gitprotocol-common(5), 
 from __future__ import annotations
 
 import os
+import posixpath
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +19,14 @@ from dvc_modelver.drivers.hooks import say
 from dvc_modelver.errors import ModelverError, UsageError, word
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository
-from dvc_modelver.store.gate import MAX_GATE_BYTES, MAX_TEXT_BYTES, GatePointer, find_gate, is_plain_text
+from dvc_modelver.store.gate import (
+    MAX_GATE_BYTES,
+    MAX_TEXT_BYTES,
+    GatePointer,
+    find_gate,
+    is_plain_text,
+    is_raw_weights,
+)
 from dvc_modelver.worktree.staging import note_gate
 from dvc_modelver.worktree.state import stamp_of
 
@@ -86,10 +95,13 @@ def main(_argv: list[str]) -> int:
         list(packets.read_all())
         packets.write_lines("capability=clean", "capability=smudge")
         repo: Repository | None = None
+        told: set[str] = set()
         while True:
             fields = packets.read_fields()
             repo = repo or Repository.open()
             _serve(repo, packets, fields)
+            if fields.get("command") == "clean":
+                _name_folder(repo, fields.get("pathname", ""), told)
     except EOFError:
         return 0
     except KeyboardInterrupt:
@@ -148,12 +160,22 @@ def clean(repo: Repository, path: str, pieces: Iterator[bytes]) -> Iterator[byte
     return iter([gate.render()])
 
 
+def _name_folder(repo: Repository, path: str, told: set[str]) -> None:
+    """Say once that the files of a folder could be one model; not where one of them is a model of its own already."""
+    top = posixpath.dirname(path)
+    if not top or top in told or os.environ.get("MODELVER_SKIP") == "1" or (repo.top / f"{path}.dvc").exists():
+        return
+    told.add(top)
+    if repo.is_model_folder(top):
+        say(f"{top}: looks like one model in several files; modelver add {word(top)} makes it one")
+
+
 def _is_raw_in_git(repo: Repository, path: str) -> bool:
-    """Whether HEAD has the file itself at `path`: it stays in Git until it is migrated."""
+    """Whether HEAD has weights themselves at `path`: they stay in Git until they are migrated."""
     oid = repo.objects.find_blob(repo.head, path) if repo.head else None
     if oid is None:
         return False
-    return repo.objects.blob_size(oid) > MAX_GATE_BYTES or find_gate(repo.objects.read_blob(oid)) is None
+    return is_raw_weights(repo.objects.blob_size(oid), partial(repo.objects.read_blob, oid))
 
 
 def smudge(repo: Repository, path: str, pieces: Iterator[bytes]) -> Iterator[bytes]:

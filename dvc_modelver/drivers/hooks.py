@@ -6,13 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dvc_modelver.errors import ModelverError, RefusedError, environment_error, word
+from dvc_modelver.git.layout import Layout
 from dvc_modelver.git.porcelain import ZERO_OID
+from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import Repository
-from dvc_modelver.worktree.state import locked
+from dvc_modelver.worktree.state import State, locked, read_state, write_state
 
 if TYPE_CHECKING:
     from dvc_modelver.transfer import Wanted
@@ -71,14 +74,14 @@ def _fsmonitor(repo: Repository, args: list[str]) -> None:
             apply_law(repo, say, describing=True, following=False, storing=storing)
 
 
-def _pre_commit(repo: Repository, _args: list[str]) -> None:
+def _pre_commit(repo: Repository, _args: list[str], *, merging: bool = False) -> None:
     from dvc_modelver.worktree.staging import Stager, note_commit
     from dvc_modelver.worktree.sync import Keeper
 
     commit_all = Path(os.environ.get("GIT_INDEX_FILE", "")).name == "index.lock"
     with locked(repo.layout.state_dir):
         stager = Stager(Keeper(repo, say))
-        staged = stager.complete(commit_all=commit_all)
+        staged = stager.complete(commit_all=commit_all, merging=merging)
         note_commit(repo, staged, stager.raw)
 
 
@@ -86,6 +89,12 @@ def _post_commit(repo: Repository, _args: list[str]) -> None:
     from dvc_modelver.worktree.staging import finish_commit
 
     finish_commit(repo, say)
+
+
+def _prepare_commit_msg(repo: Repository, args: list[str]) -> None:
+    from dvc_modelver.drivers.message import prepare
+
+    prepare(repo, args)
 
 
 def _follow(repo: Repository, _args: list[str]) -> None:
@@ -96,6 +105,7 @@ def _follow(repo: Repository, _args: list[str]) -> None:
 
     repo.share_cache()
     with locked(repo.layout.state_dir):
+        expect_models(repo.layout)
         left = [s for s in apply_law(repo, say, describing=False, following=True) if s.action is Action.FOLLOW]
         if not left:
             return
@@ -105,13 +115,23 @@ def _follow(repo: Repository, _args: list[str]) -> None:
         if is_in_progress(repo):
             reasons = dict.fromkeys(wanted, "not fetched in the middle of a rebase or bisect")
         else:
-            done = fetch(repo, wanted.values(), say, max_bytes=repo.settings.fetch_max_bytes)
+            limit = repo.settings.fetch_max_bytes
+            done = fetch(repo, wanted.values(), say, max_bytes=limit)
             if done.md5s:
                 apply_law(repo, say, describing=False, following=True)
             reasons = {p: done.failed[w.md5] for p, w in wanted.items() if w.md5 in done.failed}
-            reasons |= {i.path: "larger than limits.fetch_max_bytes" for i in done.skipped}
+            why = (
+                f"larger than limits.fetch_max_bytes ({human_bytes(limit)})" if limit else "limits.fetch_max_bytes is 0"
+            )
+            reasons |= {i.path: why for i in done.skipped}
     for path, why in reasons.items():
         say(f"{path}: still the weights of before: {why}\nhint: modelver pull {word(path)}")
+
+
+def expect_models(layout: Layout) -> None:
+    """In a linked work tree that was made just now, let models without a file count as behind, not as deleted."""
+    if layout.git_dir != layout.common_dir and not read_state(layout.state_dir).known:
+        write_state(layout.state_dir, State())
 
 
 def _was_told(repo: Repository, wanted: Iterable[Wanted]) -> bool:
@@ -133,16 +153,29 @@ def is_in_progress(repo: Repository) -> bool:
     return any((repo.layout.git_dir / name).exists() for name in names)
 
 
+def pushed_refs(repo: Repository) -> list[str]:
+    """Give Git's lines ``LOCAL OID REMOTE OID``; from its environment where pre-commit (the framework) runs us."""
+    lines = sys.stdin.read().splitlines()
+    env = os.environ
+    local, remote = env.get("PRE_COMMIT_LOCAL_BRANCH"), env.get("PRE_COMMIT_REMOTE_BRANCH")
+    if lines or not local or not remote:
+        return lines
+    new = env.get("PRE_COMMIT_TO_REF") or repo.git.commit_of(local)  # the first push names no commits
+    return [f"{local} {new} {remote} {env.get('PRE_COMMIT_FROM_REF') or ZERO_OID}"]
+
+
 def _pre_push(repo: Repository, args: list[str]) -> None:
     from dvc_modelver.checks import check_commits
     from dvc_modelver.transfer import known_refs, objects_of_commits, upload
 
-    remote = args[0] if args else "origin"
-    wanted: dict[str, Wanted] = {}
-    for line in sys.stdin.read().splitlines():
+    remote = args[0] if args else os.environ.get("PRE_COMMIT_REMOTE_NAME", "origin")
+    wanted: dict[tuple[object, ...], Wanted] = {}
+    for line in pushed_refs(repo):
         fields = line.split(" ")
         if len(fields) != 4 or fields[1] == ZERO_OID:
             continue  # a deleted ref
+        if repo.git.find_commit(fields[1]) is None:
+            continue  # a tag of a file
         known = known_refs(remote, fields[3] if repo.git.find_commit(fields[3]) else ZERO_OID)
         problems = check_commits(repo, fields[1], known)
         for problem in problems:
@@ -151,7 +184,7 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
         refused = [p for p in problems if p.refuses]
         if refused:
             raise RefusedError("\n".join(p.line for p in refused), hint=refused[0].hint)
-        wanted |= {w.md5: w for w in objects_of_commits(repo, fields[1], known)}
+        wanted |= {w.key: w for w in objects_of_commits(repo, fields[1], known)}
     if wanted:
         upload(repo, wanted.values(), say)
 
@@ -159,11 +192,13 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
 _HOOKS: dict[str, Callable[[Repository, list[str]], None]] = {
     "fsmonitor": _fsmonitor,
     "pre-commit": _pre_commit,
-    "pre-merge-commit": _pre_commit,
+    "pre-merge-commit": partial(_pre_commit, merging=True),
+    "prepare-commit-msg": _prepare_commit_msg,
     "post-commit": _post_commit,
     "post-checkout": _follow,
     "post-merge": _follow,
     "post-rewrite": _follow,
+    "post-applypatch": _follow,
     "post-index-change": _follow,
     "pre-push": _pre_push,
 }

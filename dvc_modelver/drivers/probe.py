@@ -1,6 +1,6 @@
 """Asks with a few stat calls whether any model, metadata file or pointer moved since we last looked.
 
-Run as ``python -I -S probe.py fsmonitor|check``: the standard library only, since Git waits for it at every
+Run as ``python -I -S probe.py fsmonitor|check|concerned``: the standard library only, since Git waits for it at every
 ``git status``. Only when something moved does it start the program proper.
 """
 
@@ -61,14 +61,36 @@ def decode_path(text: str) -> str:
     return text.replace("%09", "\t").replace("%0A", "\n").replace("%25", "%")
 
 
-def has_moved(state: str) -> bool:
-    """Whether any row of the state file differs from what is on disk; True without a state file."""
+def read_rows(state: str) -> list[Row] | None:
+    """Give the rows of the state file; None without one."""
     try:
         with open(state, encoding="utf-8", errors="surrogateescape") as file:
-            rows = [line.rstrip("\n").split("\t") for line in file]
+            return [line.rstrip("\n").split("\t") for line in file][1:]
     except OSError:
+        return None
+
+
+def named_md5(metadata: str) -> str:
+    """Give the md5 that a metadata file on disk names, as we write it; empty where there is none."""
+    try:
+        with open(metadata, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(1 << 16).partition('\n    "md5": "')[2].partition('"')[0]
+    except OSError:
+        return ""
+
+
+def is_behind(state: str, metadata: list[str]) -> bool:
+    """Whether a metadata file on disk names other weights than those that were last seen or agreed on."""
+    seen = {decode_path(row[-1]) + ".modelver.json": row[:2] for row in read_rows(state) or ()}
+    return any(named_md5(path) not in ("", *seen.get(path, ())) for path in metadata)
+
+
+def has_moved(state: str) -> bool:
+    """Whether any row of the state file differs from what is on disk; True without a state file."""
+    rows = read_rows(state)
+    if rows is None:
         return True
-    for row in rows[1:]:
+    for row in rows:
         if len(row) != 7:
             return True
         _, _, model, metadata, pointer, pointer_path, path = row
@@ -79,20 +101,29 @@ def has_moved(state: str) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """``check``: exit 1 when something moved. ``fsmonitor``: the answer of Git's fsmonitor protocol, version 2."""
-    git_dir = find_git_dir()
+    """Ask; ``fsmonitor`` prints the answer of Git's fsmonitor protocol, version 2.
+
+    Returns:
+        Of ``check``: 1 when something moved. Of ``concerned``: 1 also when standard input, paths ended by NUL, names
+        metadata of other weights than those on disk.
+    """
+    state = os.path.join(find_git_dir(), "modelver", "state")
     skip = os.environ.get("MODELVER_SKIP") == "1"
-    moved = not skip and has_moved(os.path.join(git_dir, "modelver", "state"))
+    moved = not skip and has_moved(state)
+    if argv[:1] == ["concerned"]:
+        named = [os.fsdecode(path) for path in sys.stdin.buffer.read().split(b"\0")]
+        return int(moved or is_behind(state, named))
     if argv[:1] == ["check"]:
         return int(moved)
     if moved:
         sys.stdout.flush()
         out = os.dup(1)
+        start = os.path.join(os.path.dirname(__file__), "start.py")
         os.dup2(2, 1)  # whatever the program prints must not enter the answer
         os.spawnv(  # noqa: S606 - our own interpreter, no shell
             os.P_WAIT,
             sys.executable,
-            [sys.executable, "-P", "-m", "dvc_modelver.drivers.hooks", "fsmonitor", str(os.getppid())],
+            [sys.executable, "-P", start, "hooks", "fsmonitor", str(os.getppid())],
         )
         os.dup2(out, 1)
     os.write(1, b"modelver\0/\0")

@@ -23,12 +23,16 @@ class TensorDigest:
     or reshaped tensor keeps its digest.
 
     Source: https://github.com/BLAKE3-team/BLAKE3-specs
+
+    Args:
+        n_threads: Threads that work on one buffer; 0 for as many as there are processors. 1 where several files are
+            hashed at once: then they only wait for one another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, n_threads: int = 0) -> None:
         from blake3 import blake3
 
-        self._hash = blake3(max_threads=blake3.AUTO)
+        self._hash = blake3(max_threads=n_threads or blake3.AUTO)
 
     def update(self, buffer: bytes | bytearray | memoryview) -> None:
         """Take in the next bytes."""

@@ -86,6 +86,40 @@ def _widen_f16(stored: NDArray[np.float16], scratch: NDArray[np.float32]) -> Rea
     return out
 
 
+def encode(values: NDArray[np.float64], dtype: str) -> bytes:
+    """Give the stored bytes of real numbers: each rounded once, to the nearest of the dtype, ties to even.
+
+    A number beyond the largest of the dtype becomes infinite, or NaN where the dtype has no infinity.
+
+    Args:
+        values: Shape ``[n]``; of a complex dtype the interleaved real and imaginary parts.
+        dtype: A floating-point one for which `real_bytes` knows a size.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if dtype in _STORED:
+            return values.astype(_STORED[dtype]).tobytes()
+        import ml_dtypes
+
+        kind = "bfloat16" if dtype == "BF16" else _FP8[dtype]
+        return _round_to_odd(values).astype(np.dtype(getattr(ml_dtypes, kind))).tobytes()
+
+
+def _round_to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Round to float32 so that rounding to a shorter type afterwards is as if done at once.
+
+    What is not exact is cut off, and gets a last bit of 1: neither a tie nor on the wrong side of one.
+
+    Source: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to
+    odd", IEEE Transactions on Computers 57(4), 2008, theorem 3.
+    """
+    single = values.astype(np.float32)
+    bits = single.view(np.uint32)
+    is_inexact = np.isfinite(single) & (single != values)
+    bits -= is_inexact & (np.abs(single) > np.abs(values))
+    bits |= is_inexact
+    return single
+
+
 @cache
 def _fp8_table(dtype: str) -> NDArray[np.float32]:
     import ml_dtypes

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats.base import Folder, LocalFolder, Reader
+from dvc_modelver.formats.base import Folder, LocalFolder, Reader, measure, read_exactly
+from dvc_modelver.formats.impostors import START_BYTES, find_impostor
 
 __all__ = ["Folder", "LocalFolder", "Reader", "known_suffixes", "open_folder", "open_reader"]
 
@@ -34,12 +35,26 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "xgboost": (".ubj",),
     "lightgbm": (".lgb", ".lgbm"),
     "catboost": (".cbm",),
-    "sklearn": (".pkl", ".pickle", ".joblib"),
+    "sklearn": (
+        ".pkl",
+        ".pickle",
+        ".joblib",
+        ".joblib.gz",
+        ".joblib.xz",
+        ".joblib.z",
+        ".joblib.bz2",
+        ".joblib.lzma",
+        ".pkl.gz",
+        ".pkl.xz",
+        ".pkl.z",
+        ".pkl.bz2",
+        ".pkl.lzma",
+    ),
 }
 """The module of each format and the suffixes that claim it, in the order in which contents are asked."""
 
 
-_ALSO_DATA = frozenset({".npy", ".index", ".pkl", ".pickle"})
+_ALSO_DATA = frozenset({".npy", ".index", ".pkl", ".pickle", ".pkl.gz", ".pkl.xz", ".pkl.z", ".pkl.bz2", ".pkl.lzma"})
 """Suffixes that data, and indices of other programs, have as well."""
 
 
@@ -65,7 +80,7 @@ def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None =
         A reader, to be closed by the caller; None for a format that no reader knows.
 
     Raises:
-        BadModelError: The file breaks its format's rules, or its suffix claims a format that it is not.
+        BadModelError: The file breaks the rules of its format, or of the one that its name claims.
         OSError: The file cannot be opened.
     """
     name = name or (str(source) if isinstance(source, Path) else str(getattr(source, "name", "")))
@@ -74,17 +89,10 @@ def open_reader(source: Path | BinaryIO, name: str = "", folder: Folder | None =
     claimed = _find_claimed(name)
     if isinstance(source, Path):
         with source.open("rb") as file:
-            found = _find_by_content(file, claimed)
+            found = _find_by_content(file, claimed) or _claimed_by_name(file, claimed, name)
     else:
-        found = _find_by_content(source, claimed)
-    is_claim = not name.lower().endswith(tuple(_ALSO_DATA))
-    if found and claimed and is_claim and found.FORMAT != claimed.FORMAT:
-        raise BadModelError(
-            f"{name}: found a file in the format {found.FORMAT}, expected {claimed.FORMAT} by its name",
-            hint=f"rename it to end in {found.SUFFIXES[0]}",
-        )
-    chosen = found or claimed
-    return chosen.open_file(source, name, folder) if chosen else None
+        found = _find_by_content(source, claimed) or _claimed_by_name(source, claimed, name)
+    return found.open_file(source, name, folder) if found else None
 
 
 def open_folder(folder: Folder, name: str) -> Reader:
@@ -108,6 +116,17 @@ def known_suffixes() -> tuple[str, ...]:
         *(suffix for suffix in ours if suffix not in _ALSO_DATA),
         *(suffix for known in _plugins() for suffix in known.SUFFIXES),
     )
+
+
+def _claimed_by_name(file: BinaryIO, claimed: _Format | None, name: str) -> _Format | None:
+    """Give the format that a name claims, unless the file only has a model's name."""
+    if claimed is None:
+        return None
+    size = measure(file)
+    impostor = find_impostor(read_exactly(file, 0, min(size, START_BYTES), name), size)
+    if impostor is not None:
+        raise BadModelError(f"{name}: {impostor.what}, expected weights", hint=impostor.hint)
+    return claimed
 
 
 def _find_claimed(name: str) -> _Format | None:

@@ -14,6 +14,7 @@ import math
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType, TracebackType
 from typing import BinaryIO, Protocol, Self, cast
@@ -33,6 +34,21 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlist = _SHORT.maxdict = 8
 _SHORT.maxlevel = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where the values of a tensor lie in a file just as `Reader.iter_buffers` gives them.
+
+    Attributes:
+        file: The open file.
+        begin: Offset of the first byte.
+        end: Offset behind the last.
+    """
+
+    file: BinaryIO
+    begin: int
+    end: int
 
 
 class Reader(Protocol):
@@ -172,6 +188,14 @@ class FileReader:
     def iter_values(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give a tensor's values as real numbers; see `Reader`. A format with quantised tensors has its own."""
         return self.iter_buffers(spec, n_bytes)
+
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie, all that depends on them; other values there make another file of it.
+
+        None where they are compressed, in another order or byte order, in another file, or mean numbers only together
+        with what lies elsewhere (the scale of quantised ones), and where nobody has looked.
+        """
+        return None
 
     def _iter_span(
         self, begin: int, end: int, n_bytes: int, what: str, file: BinaryIO | None = None

@@ -39,6 +39,11 @@ def find_method(start: bytes) -> str | None:
     return next((method for mark, method in marks.items() if start.startswith(mark)), None)
 
 
+def expansion_limit(n_bytes: int) -> int:
+    """Give the bytes that a file of `n_bytes` may expand to."""
+    return min(MAX_RATIO * n_bytes + MIN_LIMIT_BYTES, MAX_EXPANDED_BYTES)
+
+
 def expand(file: BinaryIO, n_bytes: int, method: str, name: str) -> BinaryIO:
     """Give the expanded content of a file of `n_bytes`, in a temporary file; the caller closes it.
 
@@ -46,7 +51,7 @@ def expand(file: BinaryIO, n_bytes: int, method: str, name: str) -> BinaryIO:
         BadModelError: It is damaged, needs a package that is missing, or expands beyond the limits.
         EnvironmentFailed: The temporary folder has no room for it.
     """
-    limit = min(MAX_RATIO * n_bytes + MIN_LIMIT_BYTES, MAX_EXPANDED_BYTES)
+    limit = expansion_limit(n_bytes)
     target: BinaryIO = io.BytesIO()
     n_found = 0
     try:

@@ -13,12 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats.base import MAX_STRUCTURE, Folder, Reader, Scalar, flatten, measure, quote, read_exactly
+from dvc_modelver.formats.base import (
+    MAX_STRUCTURE,
+    Extent,
+    FileReader,
+    Folder,
+    Reader,
+    Scalar,
+    flatten,
+    measure,
+    quote,
+    read_exactly,
+)
+from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.tensors import TensorSpec, find_role
 
 FORMAT = "folder"
@@ -30,8 +44,10 @@ MAX_CONFIG_BYTES = 256 << 10
 MAX_INDEX_BYTES = 64 << 20
 MAX_HASHED_BYTES = 64 << 20
 INDEX_SUFFIX = ".index.json"
-MARKERS = ("config.json", "model_index.json", "adapter_config.json", "MLmodel", "saved_model.pb")
-"""Files that only a model's folder has at its top, besides indices of shards."""
+GRAPH_FILE = "saved_model.pb"
+MARKERS = ("config.json", "model_index.json", "adapter_config.json", "MLmodel", GRAPH_FILE)
+"""Files that only a model's folder has at its top, besides shards and their indices."""
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 
 _FIRST = (".safetensors", ".bin", ".pt", ".pth")
 """Where several containers hold the same tensors, the first of these counts."""
@@ -42,8 +58,48 @@ _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "tra
 def is_model_folder(names: Iterable[str]) -> bool:
     """Whether the files at the top of a folder are those of one model."""
     return any(
-        name in MARKERS or name.endswith((".safetensors" + INDEX_SUFFIX, ".bin" + INDEX_SUFFIX)) for name in names
+        name in MARKERS
+        or name.endswith((".safetensors" + INDEX_SUFFIX, ".bin" + INDEX_SUFFIX))
+        or _SHARD.search(name) is not None
+        for name in names
     )
+
+
+def holds_weights(names: Iterable[str]) -> bool:
+    """Whether any of a folder's files has weights in it, by their names: TensorFlow's have no suffix of their own."""
+    return any(
+        name.endswith(WEIGHT_SUFFIXES) or posixpath.basename(name) == GRAPH_FILE or ".data-00000-of-" in name
+        for name in names
+    )
+
+
+def check_shards(folder: Folder, name: str) -> None:
+    """Check that the shards which a folder's indices name are there.
+
+    Raises:
+        BadModelError: One is missing, or an index is no JSON.
+    """
+    names = set(folder.names())
+    for file_name in sorted(names):
+        if file_name.endswith(INDEX_SUFFIX):
+            _check_index(folder, name, file_name, names)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a folder that has tensors.
+
+    Attributes:
+        file_name: Its path in the folder.
+        reader: Open.
+        file: What it reads.
+        names: Of its tensors in the folder, by the names in the file.
+    """
+
+    file_name: str
+    reader: Reader
+    file: BinaryIO
+    names: Mapping[str, str]
 
 
 class FolderReader:
@@ -56,6 +112,7 @@ class FolderReader:
     Attributes:
         format: ``"folder"``.
         framework: Of the first file that says one.
+        parts: The files that have its tensors.
 
     Raises:
         BadModelError: A file breaks its format's rules, a shard is missing, or there are too many files.
@@ -66,7 +123,7 @@ class FolderReader:
     def __init__(self, folder: Folder, name: str) -> None:
         self.name = name
         self._folder = folder
-        self._open: list[tuple[Reader, BinaryIO]] = []
+        self.parts: list[Part] = []
         self._places: dict[str, tuple[Reader, TensorSpec]] = {}
         self.framework: str | None = None
         self.structure: Mapping[str, Scalar] = {}
@@ -81,6 +138,11 @@ class FolderReader:
         reader, own = self._places[spec.name]
         return reader.iter_buffers(own, n_bytes)
 
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        reader, own = self._places[spec.name]
+        return reader.find_extent(own) if isinstance(reader, FileReader) else None
+
     def iter_values(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give a tensor's values as real numbers; see `Reader`."""
         reader, own = self._places[spec.name]
@@ -88,10 +150,10 @@ class FolderReader:
 
     def close(self) -> None:
         """Close all files."""
-        for reader, file in self._open:
-            reader.close()
-            file.close()
-        self._open.clear()
+        for part in self.parts:
+            part.reader.close()
+            part.file.close()
+        self.parts.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +170,7 @@ class FolderReader:
         facts: dict[str, Scalar] = {}
         for file_name in sorted(names, key=_order):
             if file_name.endswith(INDEX_SUFFIX):
-                facts |= self._check_index(file_name, set(names))
+                _check_index(self._folder, self.name, file_name, set(names))
             elif not self._take_tensors(file_name, facts):
                 facts |= self._describe(file_name)
         self.specs = tuple(TensorSpec(full, own.dtype, own.shape) for full, (_, own) in sorted(self._places.items()))
@@ -125,7 +187,7 @@ class FolderReader:
             reader = open_reader(file, where, _Below(self._folder, posixpath.dirname(file_name)))
             if reader is None:
                 return False
-            named = {_prefix(file_name) + spec.name: spec for spec in reader.specs}
+            named = {name_prefix(file_name) + spec.name: spec for spec in reader.specs}
             twice = named.keys() & self._places.keys()
             if twice and len(twice) == len(named):
                 reader.close()
@@ -133,41 +195,16 @@ class FolderReader:
                 return False
             if twice:
                 named = {f"{file_name}/{name}" if name in twice else name: spec for name, spec in named.items()}
-            if len(self._open) >= MAX_OPEN:
+            if len(self.parts) >= MAX_OPEN:
                 raise BadModelError(f"{self.name}: more than {MAX_OPEN} files with tensors, expected one model")
-            self._open.append((reader, file))
+            self.parts.append(Part(file_name, reader, file, {spec.name: name for name, spec in named.items()}))
             self._places |= {name: (reader, spec) for name, spec in named.items()}
             self.framework = self.framework or reader.framework
-            facts |= {f"{_prefix(file_name)}{key}": value for key, value in reader.structure.items()}
+            facts |= {f"{name_prefix(file_name)}{key}": value for key, value in reader.structure.items()}
             return True
         finally:
             if reader is None:
                 file.close()
-
-    def _check_index(self, file_name: str, names: set[str]) -> dict[str, Scalar]:
-        where = f"{self.name}/{file_name}"
-        weight_map = self._parse(file_name).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise BadModelError(f"{where}: weight_map is {quote(weight_map)}, expected file names by tensor")
-        top = posixpath.dirname(file_name)
-        missing = sorted({shard for shard in weight_map.values() if posixpath.join(top, shard) not in names})
-        if missing:
-            raise BadModelError(
-                f"{where}: names the shard {quote(missing[0])}, which is not there",
-                hint="wait until the program that writes the folder is done, or fetch it again",
-            )
-        return {}
-
-    def _parse(self, file_name: str) -> dict[str, Any]:
-        with self._folder.open(file_name) as file:
-            n_bytes = measure(file)
-            text = read_exactly(file, 0, n_bytes, file_name) if n_bytes <= MAX_INDEX_BYTES else b""
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as err:
-            detail = quote(str(err).split("\n", 1)[0])
-            raise BadModelError(f"{self.name}/{file_name}: not JSON ({detail}), expected an object") from err
-        return found if isinstance(found, dict) else {}
 
     def _describe(self, file_name: str) -> dict[str, Scalar]:
         """Give what is said of a file without tensors: its contents where it is a configuration, else its digest."""
@@ -180,6 +217,32 @@ class FolderReader:
         if parsed is not None:
             return flatten(parsed, posixpath.splitext(file_name)[0].replace("/", "."))
         return {f"file.{file_name}": f"sha256:{hashlib.sha256(data).hexdigest()[:32]} ({n_bytes:,} bytes)"}
+
+
+def _check_index(folder: Folder, folder_name: str, file_name: str, names: set[str]) -> None:
+    where = f"{folder_name}/{file_name}"
+    weight_map = _parse_index(folder, where, file_name).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise BadModelError(f"{where}: weight_map is {quote(weight_map)}, expected file names by tensor")
+    top = posixpath.dirname(file_name)
+    missing = sorted({shard for shard in weight_map.values() if posixpath.join(top, shard) not in names})
+    if missing:
+        raise BadModelError(
+            f"{where}: names the shard {quote(missing[0])}, which is not there",
+            hint="wait until the program that writes the folder is done, or fetch it again",
+        )
+
+
+def _parse_index(folder: Folder, where: str, file_name: str) -> dict[str, Any]:
+    with folder.open(file_name) as file:
+        n_bytes = measure(file)
+        text = read_exactly(file, 0, n_bytes, file_name) if n_bytes <= MAX_INDEX_BYTES else b""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        detail = quote(str(err).split("\n", 1)[0])
+        raise BadModelError(f"{where}: not JSON ({detail}), expected an object") from err
+    return found if isinstance(found, dict) else {}
 
 
 class _Below:
@@ -213,7 +276,7 @@ def _order(name: str) -> tuple[int, str]:
     return (_FIRST.index(suffix) if suffix in _FIRST else len(_FIRST), name)
 
 
-def _prefix(file_name: str) -> str:
+def name_prefix(file_name: str) -> str:
     """Give what stands before the names of a file's tensors."""
     folder, _, base = file_name.rpartition("/")
     prefix = f"{folder.replace('/', '.')}." if folder else ""

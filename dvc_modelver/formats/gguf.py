@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import (
+    Extent,
     FileReader,
     Folder,
     count_elements,
@@ -111,6 +112,11 @@ class GgufReader(FileReader):
         n_blocks = max(1, min(n_bytes // 4, _MAX_GROUP) // n_elements)
         groups = self.iter_buffers(spec, n_blocks * n_block_bytes)
         return rechunk(map(dequantise, groups), min(n_bytes, 4 * spec.numel))
+
+    def find_extent(self, spec: TensorSpec) -> Extent:
+        """Give where a tensor's values lie; see `FileReader`."""
+        begin = self._begins[spec.name]
+        return Extent(self._file, begin, begin + spec.nbytes)
 
     def _read_header(self) -> None:
         header = _Header(self._file, self.name)

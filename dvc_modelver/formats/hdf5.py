@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from dvc_modelver.formats.base import (
+    Extent,
     FileReader,
     Folder,
     Scalar,
@@ -81,6 +82,13 @@ class Hdf5Reader(FileReader):
         stored = self._stored[spec.name]
         aligned = -(-n_bytes // stored.item_bytes) * stored.item_bytes
         yield from rechunk(iter_pieces(stored, self._window, aligned), n_bytes)
+
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        stored = self._stored[spec.name]
+        if stored.chunk or stored.compact or stored.offset is None or stored.is_swapped:
+            return None
+        return self._window.find_extent(stored.offset, stored.nbytes, self._file)
 
     def _open_window(
         self,

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats.base import count_elements, ended_early, fill
+from dvc_modelver.formats.base import Extent, count_elements, ended_early, fill
 from dvc_modelver.formats.hdf5_objects import Listing, Stored, bad, list_objects
 from dvc_modelver.tensors import DTYPE_BITS
 
@@ -46,6 +46,11 @@ class Window:
     def __init__(self, file: BinaryIO, start: int, length: int, name: str) -> None:
         self.length, self.name = length, name
         self._file, self._start = file, start
+
+    def find_extent(self, offset: int, n_bytes: int, file: BinaryIO) -> Extent | None:
+        """Give the place of some bytes in a file; None where the window is not one of that file."""
+        begin = self._start + offset
+        return Extent(file, begin, begin + n_bytes) if file is self._file else None
 
     def read_at(self, offset: int, view: memoryview) -> None:
         """Fill a buffer from an offset of the window.

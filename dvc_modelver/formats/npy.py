@@ -19,6 +19,7 @@ from typing import IO, BinaryIO
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import (
+    Extent,
     FileReader,
     Folder,
     count_elements,
@@ -112,6 +113,13 @@ class NpyReader(FileReader):
     def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give the array's values; see `Reader`."""
         return iter_array(self._array, self._iter_stored, n_bytes, self.name)
+
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        if self._array.is_fortran or self._array.is_swapped:
+            return None
+        begin = self._array.n_header_bytes
+        return Extent(self._file, begin, begin + spec.nbytes)
 
     def _iter_stored(self, n_bytes: int) -> Iterator[memoryview]:
         begin = self._array.n_header_bytes

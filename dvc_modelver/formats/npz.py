@@ -24,6 +24,7 @@ from dvc_modelver.formats.base import (
     quote,
     read_exactly,
 )
+from dvc_modelver.formats.expansion import MAX_RATIO, expansion_limit
 from dvc_modelver.formats.npy import StoredArray, bad_array, iter_array, read_array_header
 from dvc_modelver.formats.zip_directory import find_directory
 from dvc_modelver.tensors import TensorSpec
@@ -95,6 +96,15 @@ class NpzReader(FileReader):
         self._members = {member.array.spec.name: member for member in members}
         self.specs = tuple(self._members[tensor].array.spec for tensor in sorted(self._members))
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether a member is deflated."""
+        return any(member.info.compress_type != zipfile.ZIP_STORED for member in self._members.values())
+
+    def stored_order(self) -> list[str]:
+        """Give the name of every array in the order of the archive."""
+        return list(self._members)
+
     def iter_buffers(self, spec: TensorSpec, n_bytes: int) -> Iterator[memoryview]:
         """Give a tensor's values; see `Reader`."""
         member = self._members[spec.name]
@@ -146,6 +156,11 @@ class _reports_damage:  # noqa: N801 - reads as a phrase in a with statement
 def _check_archive(infos: list[zipfile.ZipInfo], n_file_bytes: int, name: str) -> None:
     seen: set[str] = set()
     n_stored_bytes = 0
+    n_bytes, limit = sum(info.file_size for info in infos), expansion_limit(n_file_bytes)
+    if n_bytes > max(limit, n_file_bytes):
+        raise bad_array(
+            name, f"expands to {n_bytes} bytes from {n_file_bytes}, expected at most {MAX_RATIO} times as many"
+        )
     for info in infos:
         where = f"{name}: member {quote(info.filename)}"
         if not info.filename.endswith(".npy"):

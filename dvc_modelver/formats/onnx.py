@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import (
+    Extent,
     FileReader,
     Folder,
     LocalFolder,
@@ -118,6 +119,13 @@ class OnnxReader(FileReader):
             return
         integers = self.iter_buffers(spec, _PIECE)
         yield from rechunk(iter_dequantised(integers, spec, self._read_affine(node, spec)), n_bytes)
+
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        stored = self._stored[spec.name]
+        if stored.field or stored.location or stored.data_type in NARROW or spec.name in self._dequantised:
+            return None
+        return Extent(self._file, stored.start, stored.end)
 
     def _read(self, model: Model) -> None:
         self.framework = _FRAMEWORKS.get(model.producer)

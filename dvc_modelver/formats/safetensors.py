@@ -7,7 +7,7 @@ Source: https://github.com/huggingface/safetensors, README section "Format", and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +15,7 @@ from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import (
     MAX_ELEMENTS,
     MAX_HEADER_BYTES,
+    Extent,
     FileReader,
     Folder,
     count_elements,
@@ -28,6 +29,12 @@ FORMAT = "safetensors"
 SUFFIXES = (".safetensors",)
 
 _FRAMEWORKS = {"pt": "pytorch", "tf": "tensorflow", "np": "numpy", "mlx": "mlx", "flax": "flax", "jax": "jax"}
+_ALIGNMENT = 8
+_ORDER = (
+    "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8",
+    "U8", "BOOL",
+)  # fmt: skip
+_RANKS = {dtype: rank for rank, dtype in enumerate(_ORDER)}
 _DTYPES = tuple(dtype for dtype in DTYPE_BITS if not is_quantised(dtype))
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 
@@ -75,6 +82,19 @@ class SafetensorsReader(FileReader):
         begin, end = self._spans[spec.name]
         return self._iter_span(begin, end, n_bytes, f"tensor {quote(spec.name)}")
 
+    def stored_order(self) -> list[TensorSpec]:
+        """Give every tensor in the order in which they lie in the file."""
+        return sorted(self.specs, key=lambda spec: (*self._spans[spec.name], self._places[spec.name]))
+
+    def read_header(self) -> bytes:
+        """Give the bytes before the values."""
+        length = int.from_bytes(read_exactly(self._file, 0, 8, self.name), "little")
+        return read_exactly(self._file, 0, 8 + length, self.name)
+
+    def find_extent(self, spec: TensorSpec) -> Extent:
+        """Give where a tensor's values lie; see `FileReader`."""
+        return Extent(self._file, *self._spans[spec.name])
+
     def _read_header(self) -> None:
         n_file_bytes = measure(self._file)
         if n_file_bytes < 8:
@@ -90,10 +110,29 @@ class SafetensorsReader(FileReader):
         header = _parse_header(read_exactly(self._file, 8, length, self.name), self.name)
         self.metadata = _check_metadata(header.pop("__metadata__", {}), self.name)
         self.framework = _FRAMEWORKS.get(self.metadata.get("format", ""))
+        self._places = {name: place for place, name in enumerate(header)}
         entries = [_parse_entry(name, header[name], self.name) for name in sorted(header)]
         self.specs = tuple(spec for spec, _, _ in entries)
         _check_tiling(entries, n_file_bytes - 8 - length, self.name)
         self._spans = {spec.name: (8 + length + begin, 8 + length + end) for spec, begin, end in entries}
+
+
+def render_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Give the length and header of a file whose tensors lie in the order of `specs`, without a gap."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    begin = 0
+    for spec in specs:
+        offsets = [begin, begin + spec.nbytes]
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": offsets}
+        begin = offsets[1]
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def ordered(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Give tensors in the order in which the library writes them: by alignment, then by dtype and name."""
+    return sorted(specs, key=lambda spec: (-DTYPE_BITS[spec.dtype], _RANKS.get(spec.dtype, -1), spec.name))
 
 
 def _bad(name: str, finding: str) -> BadModelError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dvc_modelver.formats.base import (
+    Extent,
     FileReader,
     Folder,
     flatten,
@@ -92,6 +93,13 @@ class TfliteReader(FileReader):
             return
         affine = self._read_affine(self._constants[spec.name])
         yield from rechunk(iter_dequantised(self.iter_buffers(spec, _PIECE), spec, affine), n_bytes)
+
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        constant = self._constants[spec.name]
+        if constant.kind in NARROW or spec.dtype in QUANTISED.values():
+            return None
+        return Extent(self._file, constant.start, constant.end)
 
     def _iter_raw(self, name: str, constant: Constant, n_bytes: int) -> Iterator[memoryview]:
         return self._iter_span(constant.start, constant.end, n_bytes, f"tensor {quote(name)}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import (
+    Extent,
     FileReader,
     Folder,
     ended_early,
@@ -134,6 +135,15 @@ class TorchReader(FileReader):
             yield from self._iter_real(spec, quantiser, n_bytes // 4)
         else:
             yield from rechunk(self._iter_real(spec, quantiser, 1 << 18), n_bytes)
+
+    def find_extent(self, spec: TensorSpec) -> Extent | None:
+        """Give where a tensor's values lie; see `FileReader`."""
+        view = self._views[spec.name]
+        if not view.is_contiguous or self._is_changed(view) or is_quantised(spec.dtype):
+            return None
+        file, base = self._find_storage(view.storage)
+        begin = base + view.offset * view.kind.item_bytes
+        return Extent(file, begin, begin + spec.nbytes) if file is self._file else None
 
     def _check_size(self) -> None:
         n_bytes = sum(spec.nbytes for spec in self.specs)

@@ -1,6 +1,6 @@
-"""Our block in the committed ``.gitattributes``.
+"""Our blocks in the committed ``.gitattributes`` and in this clone's ``info/attributes``.
 
-The block stands at the top of the file, so that every line of the user's, which Git reads later, wins.
+A block stands at the top of its file, so that every line of the user's, which Git reads later, wins.
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ def render_block(gated_patterns: Iterable[str]) -> str:
         END,
     ]
     return "".join(line + "\n" for line in lines)
+
+
+def render_clone_block() -> str:
+    """Give the block of ``info/attributes``: the merge driver.
+
+    It is not in the committed file, since Git merges as text what has a driver that it does not know: in a clone
+    without this tool metadata would get conflict markers.
+    """
+    patterns = ("*.modelver.tensors", "*.modelver.json", "*.dvc", "dvc.lock")
+    return "".join(line + "\n" for line in (BEGIN, *(f"{pattern} merge=modelver" for pattern in patterns), END))
 
 
 def _quoted(pattern: str) -> str:

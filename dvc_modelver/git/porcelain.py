@@ -151,14 +151,40 @@ class Git:
             raise NotFoundError(f"{rev}: no such revision", hint="git log --oneline --decorate")
         return found
 
-    def staged_changes(self) -> list[Change]:
-        """Give what the index changes against HEAD (against nothing before the first commit)."""
-        base = "HEAD" if self.find_commit("HEAD") else self.text("hash-object", "-t", "tree", os.devnull)
+    def staged_changes(self, base: str | None = "HEAD") -> list[Change]:
+        """Give what the index changes against a commit; against nothing where that is None, or not there yet."""
+        if base is None or not self.find_commit(base):
+            base = self.text("hash-object", "-t", "tree", os.devnull)
         return list(_iter_raw(self.run("diff-index", "--cached", "--raw", "-z", "--no-abbrev", "--no-renames", base)))
 
     def tree_changes(self, old: str, new: str) -> list[Change]:
         """Give what differs between two commits."""
         return list(_iter_raw(self.run("diff-tree", "-r", "--raw", "-z", "--no-abbrev", "--no-renames", old, new)))
+
+    def iter_changes(self, *args: str) -> Iterator[tuple[str, Change]]:
+        """Give (commit, change) of everything that commits changed, newest first, in one process.
+
+        Args:
+            args: Arguments of ``git log``: revisions, how to show merges, and paths, which may be patterns.
+        """
+        out = self.run(
+            "log", "-z", "--format=%x01%H", "--no-show-signature", "--raw", "--no-abbrev", "--no-renames", "--root",
+            *args, literal=False,
+        )  # fmt: skip
+        parts, commit = iter(out.split(b"\0")), ""
+        for part in parts:
+            text = part.strip()
+            if text.startswith(b"\x01"):
+                commit = text[1:].decode()
+            elif text.startswith(b":"):
+                yield commit, _change(text, next(parts))
+
+    def worktrees(self) -> list[Path]:
+        """Give the top folders of all work trees, the main one first; some may be gone, or be bare."""
+        fields = self.run("worktree", "list", "--porcelain", "-z").split(b"\0")
+        return [
+            Path(os.fsdecode(field.removeprefix(b"worktree "))) for field in fields if field.startswith(b"worktree ")
+        ]
 
     def iter_blob(self, oid: str) -> Iterator[bytes]:
         """Give a blob's bytes in pieces of at most 1 MiB, whatever its size."""
@@ -226,8 +252,12 @@ class Git:
 def _iter_raw(out: bytes) -> Iterator[Change]:
     fields = out.split(b"\0")
     for i in range(0, len(fields) - 1, 2):
-        old_mode, new_mode, old_oid, new_oid, status = fields[i].decode().lstrip(":").split(" ")
-        yield Change(os.fsdecode(fields[i + 1]), status[0], old_mode, new_mode, old_oid, new_oid)
+        yield _change(fields[i], fields[i + 1])
+
+
+def _change(entry: bytes, path: bytes) -> Change:
+    old_mode, new_mode, old_oid, new_oid, status = entry.decode().lstrip(":").split(" ")
+    return Change(os.fsdecode(path), status[0], old_mode, new_mode, old_oid, new_oid)
 
 
 def _text(value: str | bytes) -> str:

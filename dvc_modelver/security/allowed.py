@@ -36,6 +36,12 @@ _NUMPY_SCALARS = (
     "bool bool_ int8 int16 int32 int64 intc int_ longlong uint8 uint16 uint32 uint64 uintc uint ulonglong float16 "
     "float32 float64 longdouble complex64 complex128 clongdouble str_ bytes_ object_ void datetime64 timedelta64"
 )
+_NUMPY_FUNCTIONS = (
+    "absolute add amax amin arccos arccosh arcsin arcsinh arctan arctanh cbrt ceil clip cos cosh degrees divide exp "
+    "exp2 expm1 fabs floor log log10 log1p log2 max maximum mean median min minimum multiply nan_to_num negative prod "
+    "radians reciprocal rint sign sin sinh sqrt square std subtract sum tan tanh trunc var"
+)
+"""What transformers and poolings of scikit-learn are given: they compute, and look nothing up."""
 _SPARSE = (
     "bsr_array bsr_matrix coo_array coo_matrix csc_array csc_matrix csr_array csr_matrix dia_array dia_matrix "
     "dok_array dok_matrix lil_array lil_matrix"
@@ -70,7 +76,7 @@ _PYTHON = {
 """``functools.partial`` holds a function that is judged by its own name; a pickle that calls one is noticed."""
 
 _NUMPY = {
-    "numpy": f"dtype ndarray float {_NUMPY_SCALARS}",
+    "numpy": f"dtype ndarray float {_NUMPY_SCALARS} {_NUMPY_FUNCTIONS}",
     "numpy.core.multiarray": _NUMPY_ARRAYS,
     "numpy._core.multiarray": _NUMPY_ARRAYS,
     "numpy.core.numeric": "_frombuffer",
@@ -185,7 +191,7 @@ _ESTIMATORS = {
     "sklearn.cluster._bisect_k_means": "BisectingKMeans _BisectingTree",
     "sklearn.cluster._dbscan": "DBSCAN",
     "sklearn.cluster._hdbscan.hdbscan": "HDBSCAN",
-    "sklearn.cluster._kmeans": "KMeans MiniBatchKMeans",
+    "sklearn.cluster._kmeans": "KMeans MiniBatchKMeans _kmeans_single_elkan _kmeans_single_lloyd",
     "sklearn.cluster._mean_shift": "MeanShift",
     "sklearn.cluster._optics": "OPTICS",
     "sklearn.cluster._spectral": "SpectralClustering",
@@ -356,6 +362,8 @@ _ESTIMATORS = {
     "sklearn.tree._tree": "Tree",
     "sklearn.utils": "Bunch",
     "sklearn.utils._bunch": "Bunch",
+    "scipy._lib.array_api_compat.numpy._aliases": "asarray",
+    "scipy.interpolate._bsplines": "BSpline",
     "xgboost.core": "Booster",
     "xgboost.sklearn": (
         "XGBClassifier XGBModel XGBRFClassifier XGBRFRegressor XGBRanker XGBRegressor"

@@ -20,6 +20,7 @@ from typing import IO, BinaryIO, cast
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import fill, measure, quote, read_exactly
+from dvc_modelver.formats.expansion import expansion_limit
 from dvc_modelver.formats.zip_directory import STORED, read_directory
 from dvc_modelver.security.parts import ZIP_METHODS, Budget, Part, Unpacked, window_part
 from dvc_modelver.security.verdicts import Findings, Verdict
@@ -68,6 +69,9 @@ def iter_zip(part: Part, findings: Findings, budget: Budget) -> Iterator[Part]:
             return
     if len(entries) > MAX_MEMBERS:
         _damage(part, findings, f"has {len(entries)} members, expected at most {MAX_MEMBERS}")
+    n_bytes, n_file_bytes = sum(entry.n_bytes for entry in entries), measure(file)
+    if n_bytes > max(expansion_limit(n_file_bytes), n_file_bytes):
+        _damage(part, findings, f"expands to {n_bytes} bytes from {n_file_bytes}, expected a model")
     for entry in entries[:MAX_MEMBERS]:
         check_path(part, entry.name, findings, is_link=entry.is_link)
         if entry.name.endswith("/") and not entry.n_bytes:

@@ -40,7 +40,6 @@ _PLAIN = frozenset(
     {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__", "__tuple__"}
 )
 _OPERATIONS = re.compile(r"(?:math|nn|linalg|image|keras|__operators__|strings|sparse|signal|random)\..*|[a-z_0-9]+")
-_TRICKS = re.compile(r"__\w+__|\|\s*attr\b|\b(?:cycler|joiner|lipsum)\b|\{%-?\s*(?:extends|from|import|include)\b")
 _YAML_TAG = re.compile(rb"!!?python/[a-z/]+:?[\w.]*|tag:yaml\.org,2002:python/[a-z/]+:?[\w.]*")
 
 
@@ -96,20 +95,27 @@ def _scan_object(item: dict[str, Any], where: str, findings: Findings) -> None:
 
 
 def _iter_templates(value: object) -> Iterator[str]:
-    for entry in value if isinstance(value, list) else [value]:
-        text = entry.get("template") if isinstance(entry, Mapping) else entry
-        if isinstance(text, str):
-            yield text
+    """Give the templates of a configuration: one, named ones, or a list of objects with a name and a template."""
+    entries = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+    for entry in entries:
+        for text in entry.values() if isinstance(entry, Mapping) else [entry]:
+            if isinstance(text, str):
+                yield text
 
 
 def scan_template(text: str, member: str, findings: Findings) -> None:
-    """Note a chat template: Jinja text, which is run in a sandbox; unknown where it reaches for more."""
-    trick = _TRICKS.search(text)
+    """Note a chat template: Jinja text, which not all programs run in a sandbox; unknown where it reaches for more."""
+    from dvc_modelver.security.templates import MAX_CHARS, find_trick
+
+    findings.n_template_chars += len(text)
+    if findings.n_template_chars > MAX_CHARS:
+        trick: str | None = f"of over {MAX_CHARS} characters, expected fewer"
+    else:
+        trick = find_trick(text)
     if trick is None:
         findings.add(member, "chat_template", "template", Verdict.SAFE, "Jinja text that only formats")
     else:
-        reason = f"Jinja text with {quote(trick.group())}, which a chat does not need"
-        findings.add(member, "chat_template", "template", Verdict.UNKNOWN, reason)
+        findings.add(member, "chat_template", "template", Verdict.UNKNOWN, f"Jinja text {trick}")
 
 
 def scan_yaml(data: bytes, member: str, findings: Findings) -> None:

@@ -40,6 +40,7 @@ _WRAPPERS = frozenset(
 _NUMBERS = re.compile(r"([fiubcmMSUV])(\d{1,9})")
 _OBJECTS = re.compile(r"O\d?|object")
 _HAS_OBJECTS = 1
+_NAMELESS = "bytes"
 _STARTS = (b"\x80", b"PK\x03\x04", b"\x1f\x8b", b"\x93NUMPY")
 
 Follow = Callable[[Part, bool], object]
@@ -53,6 +54,9 @@ class PickleScan:
         findings: Take what is found.
         budget: Pays for the walk.
         follow: Called with the bytes that a pickle hands to something that loads them, and whether it surely does.
+
+    Attributes:
+        is_legacy: It is PyTorch's old stream: behind its pickles lie raw values.
     """
 
     def __init__(self, part: Part, findings: Findings, budget: Budget, follow: Follow) -> None:
@@ -63,6 +67,7 @@ class PickleScan:
         self._remarks: dict[tuple[str, str], None] = {}
         self._running: list[tuple[Machine, int]] = []
         self._skipped = False
+        self.is_legacy = False
 
     def scan(self) -> None:
         """Scan a part that is known to be pickles: what cannot be read is noted."""
@@ -102,7 +107,6 @@ class PickleScan:
             self._follow_inner()
 
     def _scan_stream(self, source: Source) -> None:
-        is_legacy = False
         for n in range(MAX_PICKLES):
             begin = source.position
             try:
@@ -111,8 +115,8 @@ class PickleScan:
                 if n == 0:
                     raise
                 raise BadModelError(f"what begins at byte {begin}, behind {n} pickles, cannot be read ({err})") from err
-            is_legacy = is_legacy or (n == 0 and root == LEGACY_MAGIC)
-            if (is_legacy and n + 1 == LEGACY_PICKLES) or source.at_end():
+            self.is_legacy = self.is_legacy or (n == 0 and root == LEGACY_MAGIC)
+            if (self.is_legacy and n + 1 == LEGACY_PICKLES) or source.at_end():
                 return
         raise BadModelError(f"over {MAX_PICKLES} pickles behind each other, expected fewer")
 
@@ -168,11 +172,13 @@ class PickleScan:
         member = f"{self._part.member}: bytes" if self._part.member else "bytes"
         depth = self._part.depth + 1
         for data, is_loader in inner[:MAX_INNER]:
+            # The values of an array may begin like anything by chance: without a suffix, only what holds counts.
+            name = self._part.name if is_loader else _NAMELESS
             if isinstance(data, bytes):
-                self._follow(bytes_part(data, member, self._part.name, depth), is_loader)
+                self._follow(bytes_part(data, member, name, depth), is_loader)
             elif self._part.n_bytes is not None:
                 file = self._part.open()
-                part = window_part(file, member, self._part.name, data.start, data.n_bytes, depth)
+                part = window_part(file, member, name, data.start, data.n_bytes, depth)
                 if is_loader or part.read(8).startswith(_STARTS):
                     self._follow(part, is_loader)
             elif is_loader:

@@ -6,19 +6,21 @@
 
 A file is never loaded, unpacked to disk or run. A verdict is safe only where all of a file was understood; each limit,
 damage or unknown format makes it unknown. Whatever a file is, it is also tried as a pickle and as a zip archive, since
-one file can be several things to several programs.
+one file can be several things to several programs; where one reading holds to the last byte and another one does not,
+only danger counts of the other.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats import safetensors, tensorflow, tflite
-from dvc_modelver.formats.base import Folder, LocalFolder, measure
+from dvc_modelver.formats import catboost, gguf, safetensors, tensorflow, tflite, torch, xgboost
+from dvc_modelver.formats.base import Folder, LocalFolder, measure, quote
+from dvc_modelver.formats.impostors import START_BYTES, find_impostor
 from dvc_modelver.security.archives import has_end_of_zip, is_tar, iter_tar, iter_zip
 from dvc_modelver.security.configs import MAX_JSON_BYTES, scan_json, scan_template, scan_yaml
 from dvc_modelver.security.graphs import (
@@ -52,10 +54,15 @@ YAML_SUFFIXES = frozenset({".yaml", ".yml"})
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _NATIVE_CODE = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\0asm")
-_PLAIN_DATA = (b"CBM1", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8")
-"""CatBoost's trees, and pictures."""
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8")
+_BINARY_SUFFIXES = frozenset(
+    {".cbm", ".gguf", ".h5", ".hdf5", ".keras", ".npy", ".npz", ".onnx", ".safetensors", ".tflite", ".ubj"}
+)
+"""Of files that cannot be text."""
 
-_TENSORFLOW_VALUES = re.compile(r".*\.data-\d{5}-of-\d{5}|fingerprint\.pb")
+_VALUES = re.compile(r".*\.data-\d{5}-of-\d{5}|fingerprint\.pb|.*\.onnx[._]data(?:_\d+)?")
+"""Files that TensorFlow and ONNX keep values in, as they are: they have no signature."""
+
 _HEAD_BYTES = 1 << 10
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
 
@@ -87,12 +94,12 @@ def scan_folder(folder: Folder, name: str, allow: Set[str] = frozenset()) -> Ite
 
     Args:
         folder: The files.
-        name: Put before their names.
+        name: Put before their names; ``.`` is not.
         allow: As for `scan_file`.
     """
     for path in folder.names():
         with folder.open(path) as file:
-            yield scan_file(file, f"{name}/{path}", allow)
+            yield scan_file(file, path if name == "." else f"{name}/{path}", allow)
 
 
 def scan_path(path: Path, allow: Set[str] = frozenset()) -> Iterator[Scanned]:
@@ -133,6 +140,22 @@ class _FileScan:
                 self._damage(part, str(err).removeprefix(f"{part.name}: "))
 
     def _scan_kind(self, part: Part, head: bytes) -> None:
+        if part.n_bytes is not None and safetensors.matches(part.open()) and _opens_as_safetensors(part):
+            self._try(lambda scan: scan._scan_as_others(part, head))
+        else:
+            self._scan_as_others(part, head)
+
+    def _try(self, read: Callable[[_FileScan], object]) -> None:
+        """Read something in one more way, by chance perhaps: where it does not hold to the end, only danger counts."""
+        found = self._findings.another()
+        try:
+            read(_FileScan(found, self._budget))
+            holds = not found.has_damage()
+        except BadModelError:
+            holds = False
+        self._findings.add_others(found, only_dangers=not holds)
+
+    def _scan_as_others(self, part: Part, head: bytes) -> None:
         if part.suffix in CODE_SUFFIXES or head.startswith(_NATIVE_CODE):
             name = PurePosixPath(part.name).name
             self._findings.add(part.member, name, "code", Verdict.UNKNOWN, "which is not judged")
@@ -141,7 +164,7 @@ class _FileScan:
             return
         elif is_tar(head):
             self._scan_tar(part)
-        elif (make := find_compression(head)) is not None:
+        elif (make := find_compression(head)) is not None and not _is_text(head):
             self._scan_compressed(part, make)
             return
         elif is_npy(head):
@@ -151,17 +174,25 @@ class _FileScan:
         elif part.suffix in PICKLE_SUFFIXES or (looks_pickled(head) and not part.depth):
             self._scan_pickles(part, is_known=True)
             return
-        elif not self._scan_data(part, head) and not part.depth:
-            self._damage(part, "no reader knows this format")
-        if may_be_pickled(head):
-            self._scan_pickles(part, is_known=False)
+        else:
+            try:
+                if not self._scan_data(part, head) and not part.depth:
+                    self._damage(part, "no reader knows this format")
+            finally:
+                if may_be_pickled(head):
+                    self._scan_pickles(part, is_known=False)
+                if make is not None:
+                    self._try(lambda scan: scan._scan_compressed(part, make))
 
     def _scan_data(self, part: Part, head: bytes) -> bool:
         """Scan formats that are data by design; False for none of them."""
         if part.depth and not part.suffix:
             return True  # the values of a tensor, in archives of PyTorch
         name = PurePosixPath(part.name).name
-        if not head or head.startswith(_PLAIN_DATA) or _TENSORFLOW_VALUES.fullmatch(name):
+        if not part.depth and part.suffix in _BINARY_SUFFIXES and _is_text(head):
+            self._damage(part, f"{_name_text(part, head)}, expected weights")
+            return True
+        if not head or head.startswith(_PICTURES) or _VALUES.fullmatch(name):
             return True
         return (part.n_bytes is not None and self._scan_format(part, head, name)) or self._scan_text(part, head)
 
@@ -170,6 +201,7 @@ class _FileScan:
             safetensors.SafetensorsReader(part.open(), part.name)
         elif is_gguf(head):
             scan_gguf(part, self._findings)
+            gguf.open_file(part.open(), part.name)
         elif is_hdf5(part.open()):
             if not part.depth:  # in an archive, the configuration lies beside the weights
                 scan_hdf5(part, self._findings)
@@ -179,8 +211,14 @@ class _FileScan:
             scan_keras_metadata(part, self._findings)
         elif part.suffix == ".onnx":
             scan_onnx(part, self._findings)
+        elif tflite.matches(part.open()):
+            tflite.open_file(part.open(), part.name)
+        elif catboost.matches(part.open()):
+            catboost.open_file(part.open(), part.name)
+        elif xgboost.matches(part.open()) and not _is_text(head):
+            xgboost.open_file(part.open(), part.name)
         else:
-            return tensorflow.matches(part.open()) or tflite.matches(part.open())
+            return tensorflow.matches(part.open())
         return True
 
     def _scan_text(self, part: Part, head: bytes) -> bool:
@@ -199,25 +237,31 @@ class _FileScan:
 
     def _scan_json(self, part: Part) -> None:
         data = part.read(MAX_JSON_BYTES + 1)
-        is_whole = len(data) <= MAX_JSON_BYTES and scan_json(data, part.member, self._findings)
-        if not is_whole and PurePosixPath(part.name).name in CONFIG_NAMES:
-            self._damage(part, f"no JSON of at most {MAX_JSON_BYTES} bytes, expected a configuration")
+        is_large = len(data) > MAX_JSON_BYTES
+        is_whole = not is_large and scan_json(data, part.member, self._findings)
+        is_configuration = PurePosixPath(part.name).name in CONFIG_NAMES
+        if not is_whole and (is_configuration or (part.suffix == ".json" and not is_large)):
+            self._damage(part, f"no JSON text of at most {MAX_JSON_BYTES} bytes, expected a whole one")
 
     # What other things lie in
 
     def _scan_pickles(self, part: Part, *, is_known: bool) -> None:
         scan = PickleScan(part, self._findings, self._budget, self._follow)
-        if is_known:
-            scan.scan()
+        head = part.read(_HEAD_BYTES)
+        if not is_known:
+            scan.guess(is_likely=looks_pickled(head))
+        elif not part.depth and _is_text(head) and not may_be_pickled(head):
+            self._damage(part, f"{_name_text(part, head)}, expected weights")
         else:
-            scan.guess(is_likely=looks_pickled(part.read(2)))
+            scan.scan()
+            if scan.is_legacy and part.n_bytes is not None:
+                torch.open_file(part.open(), part.name)  # raises where raw values behind the pickles are missing
 
     def _follow(self, part: Part, is_loader: bool) -> None:
-        head = part.read(2)
-        if is_loader or not looks_pickled(head):
+        if is_loader:
             self.scan_part(part)
-        elif part.depth <= MAX_DEPTH:
-            self._scan_pickles(part, is_known=False)
+            return
+        self._try(lambda scan: scan.scan_part(part))
 
     def _scan_zip(self, part: Part) -> None:
         if part.n_bytes is None:
@@ -252,6 +296,23 @@ class _FileScan:
 
     def _damage(self, part: Part, reason: str) -> None:
         self._findings.add(part.member, "", "damage", Verdict.UNKNOWN, reason)
+
+
+def _opens_as_safetensors(part: Part) -> bool:
+    try:
+        safetensors.SafetensorsReader(part.open(), part.name)
+    except BadModelError:
+        return False
+    return True
+
+
+def _name_text(part: Part, head: bytes) -> str:
+    impostor = find_impostor(head[:START_BYTES], len(head))
+    return (
+        impostor.what
+        if impostor is not None
+        else f"a text that begins with {quote(head[:20].decode('utf-8', 'replace'))}"
+    )
 
 
 def _is_text(head: bytes) -> bool:

@@ -95,12 +95,16 @@ class Findings:
 
     Args:
         allow: Names that the owners of the repository have read and allow.
+
+    Attributes:
+        n_template_chars: Length of the templates that were judged.
     """
 
     def __init__(self, allow: Set[str] = frozenset()) -> None:
         self._allow = allow
         self._found: dict[tuple[str, str, str], Finding] = {}
         self._n_found = dict.fromkeys(Verdict, 0)
+        self.n_template_chars = 0
 
     def add(self, member: str, name: str, kind: str, verdict: Verdict, reason: str) -> None:
         """Note a finding; a name that the owners allow is safe."""
@@ -116,6 +120,21 @@ class Findings:
         else:
             self._found[key] = Finding(member, name, kind, verdict, printable(reason)[:MAX_NAME_CHARS])
             self._n_found[verdict] += 1
+
+    def another(self) -> Findings:
+        """Give an empty one, with the same names allowed."""
+        return Findings(self._allow)
+
+    def has_damage(self) -> bool:
+        """Whether anything could not be read to its end."""
+        return any(kind == "damage" for _, _, kind in self._found)
+
+    def add_others(self, others: Findings, *, only_dangers: bool) -> None:
+        """Note all of others, or what is dangerous of them."""
+        self.n_template_chars += others.n_template_chars
+        for found in others.give("").findings:
+            if found.verdict is Verdict.DANGEROUS or not only_dangers:
+                self.add(found.member, found.name, found.kind, found.verdict, found.reason)
 
     def add_import(self, member: str, found: Global, kind: str) -> None:
         """Note a name that a pickle imports (``import``), or also calls (``call``)."""

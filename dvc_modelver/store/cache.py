@@ -40,6 +40,14 @@ class Cache(Objects):
         except BadMetadataError:
             return False
 
+    def has_alone(self, oid: str, *, legacy: bool = False) -> bool:
+        """Whether this one object is there, by name; of a folder, its listing."""
+        return super().has(oid, legacy=legacy)
+
+    def check_alone(self, oid: str, *, legacy: bool = False) -> None:
+        """Make sure of this one object's bytes; of a folder's, its listing's; see `Objects.check`."""
+        super().check(oid, legacy=legacy)
+
     # Into the cache
 
     def hash_path(self, path: Path, *, progress: Progress | None = None) -> Hashes:
@@ -52,6 +60,15 @@ class Cache(Objects):
         if not path.is_dir():
             return hash_file(path, progress=progress)
         return self._walk(path, lambda file: hash_file(file, sha256=False, progress=progress).md5)[0]
+
+    def list_folder(self, path: Path) -> bytes:
+        """Give the listing of a folder as it lies there, hashing only the files that moved.
+
+        Raises:
+            UsageError: Something is being written there.
+            EnvironmentFailed: Something cannot be read.
+        """
+        return self._walk(path, lambda file: hash_file(file, sha256=False).md5)[1]
 
     def store_path(
         self, path: Path, *, link: bool, known: Hashes | None = None, progress: Progress | None = None
@@ -67,6 +84,10 @@ class Cache(Objects):
         if link and self.prefers_links:
             self.materialise(hashes.md5, path)
         return hashes
+
+    def adopt(self, made: Path) -> Hashes:
+        """Make objects of a complete file or folder at `new_path`; see `Objects.adopt`."""
+        return super().adopt(made) if not made.is_dir() else self.store_path(made, link=False)
 
     def _walk(self, top: Path, read: Callable[[Path], str], *, stored: bool = False) -> tuple[Hashes, bytes]:
         """Hash a folder; `read` gives the md5 of a file that moved, or (`stored`) whose object is not there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class DvcSettings:
     shared: bool = False
     default_remote: str | None = None
     remotes: Mapping[str, str] = field(default_factory=dict)
+
+    def at(self, cache_dir: Path) -> DvcSettings:
+        """Give the same settings with another cache."""
+        return replace(self, cache_dir=cache_dir)
 
 
 def find_dvc_root(start: Path, stop: Path) -> Path | None:

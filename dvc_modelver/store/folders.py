@@ -108,6 +108,30 @@ def hash_path(path: Path) -> Hashes:
     return hash_folder(path, lambda file, _status: hash_file(file, sha256=False).md5)[0]
 
 
+def merge_listings(
+    base: dict[str, str], ours: dict[str, str], theirs: dict[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Merge the listings of a folder file by file.
+
+    Args:
+        base: md5 by relative path, of the common ancestor.
+        ours: Likewise.
+        theirs: Likewise.
+
+    Returns:
+        The merged listing, ours where both sides changed a file; and the paths of those.
+    """
+    merged, conflicts = {}, []
+    for name in sorted({*base, *ours, *theirs}):
+        old, mine, other = base.get(name), ours.get(name), theirs.get(name)
+        if mine != other and old not in (mine, other):
+            conflicts.append(name)
+        chosen = other if mine == old else mine
+        if chosen is not None:
+            merged[name] = chosen
+    return merged, conflicts
+
+
 def parse_listing(text: bytes, where: str, hint: str) -> list[tuple[str, str]]:
     """Give (relative path, md5) of every file that a listing names.
 

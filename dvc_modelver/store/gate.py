@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 HEADER = "modelver.gate/1"
@@ -36,6 +37,16 @@ def find_gate(content: bytes) -> GatePointer | None:
     """Read a gate pointer; None for any other content."""
     match = _GATE.fullmatch(content) if len(content) <= MAX_GATE_BYTES else None
     return GatePointer(match["md5"].decode(), match["sha256"].decode(), int(match["size"])) if match else None
+
+
+def is_raw_weights(size: int, read: Callable[[], bytes]) -> bool:
+    """Whether a blob of Git is weights themselves, and neither a gate pointer nor a small text.
+
+    Args:
+        size: Its length in bytes.
+        read: Gives its content.
+    """
+    return size > MAX_TEXT_BYTES or not is_plain_text(read(), size)
 
 
 def is_plain_text(start: bytes, size: int) -> bool:

@@ -121,6 +121,29 @@ class Objects:
             self._publish(temp, hashes.md5, is_hashed=True)
         return hashes
 
+    @contextmanager
+    def new_path(self, name: str) -> Iterator[Path]:
+        """Give a path beside the objects for a file or folder that is to be made, and then to be adopted.
+
+        Args:
+            name: What it is, for messages.
+
+        Raises:
+            EnvironmentFailed: The disk is full, or the cache cannot be written.
+        """
+        with self._new_object(Path(name), 0) as temp:
+            yield temp
+
+    def adopt(self, made: Path) -> Hashes:
+        """Make an object of a complete file at `new_path`; it is moved, not copied.
+
+        Raises:
+            EnvironmentFailed: The cache cannot be written.
+        """
+        hashes = hash_file(made)
+        self._publish(made, hashes.md5, is_hashed=True)
+        return hashes
+
     def store_listing(self, oid: str, text: bytes) -> None:
         """Put the listing of a folder into the cache, whose files are there.
 
@@ -134,6 +157,43 @@ class Objects:
                 os.fsync(out.fileno())
             self._publish(temp, oid, is_hashed=True)
 
+    def restore(
+        self, oid: str, pieces: Iterable[bytes], *, legacy: bool = False, progress: Progress | None = None
+    ) -> bool:
+        """Put an object into the cache from bytes that were found elsewhere, if they are what its name says.
+
+        Other bytes under its name, written through a link, are kept under the md5 that they have.
+
+        Returns:
+            False when they are not; nothing was touched then.
+
+        Raises:
+            EnvironmentFailed: The disk is full, or the cache cannot be written.
+        """
+        with self._new_object(Path(oid), 0) as temp:
+            with temp.open("wb", buffering=0) as out:
+                hashes = hash_pieces(pieces, _SyncedWriter(out.fileno()), progress=progress)
+                os.fsync(out.fileno())
+            if hashes.md5 != oid.removesuffix(".dir"):
+                return False
+            target = self.path_of(oid, legacy=legacy)
+            if target.is_file():
+                self._keep_bytes(target)
+            self._publish(temp, oid, is_hashed=True, legacy=legacy)
+        return True
+
+    def _keep_bytes(self, wrong: Path) -> None:
+        """Give an object with other bytes than its name says a second name, which says so."""
+        right = self.path_of(hash_file(wrong, sha256=False).md5)
+        if right.is_file():
+            return
+        right.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(wrong, right)
+        except OSError:
+            wrong.rename(right)  # no hard links here
+        sync_folder(right.parent)
+
     @contextmanager
     def _new_object(self, source: Path, size: int) -> Iterator[Path]:
         try:
@@ -142,12 +202,12 @@ class Objects:
         except OSError as err:
             raise disk_error(err, self.folder, size, f"{source.name}: cannot be stored in") from err
 
-    def _publish(self, temp: Path, md5: str, *, is_hashed: bool) -> None:
-        target = self.path_of(md5)
+    def _publish(self, temp: Path, md5: str, *, is_hashed: bool, legacy: bool = False) -> None:
+        target = self.path_of(md5, legacy=legacy)
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.settings.shared:
             target.parent.chmod(0o2775)
-        if target.is_file() and target.stat().st_nlink > 1 and self.verify(md5):
+        if not legacy and target.is_file() and target.stat().st_nlink > 1 and self.verify(md5):
             return  # a work tree is linked to it: another inode here would look like a write there
         temp.chmod(0o444)
         temp.replace(target)
@@ -293,7 +353,7 @@ class Objects:
     def _corrupt(self, oid: str, source: Path) -> ObjectCorrupt:
         return ObjectCorrupt(
             f"{source}: its bytes do not have the md5 {oid} that names it",
-            hint=f"mv {word(source)} {word(self.settings.root / '.dvc' / 'tmp')} && modelver pull",
+            hint="modelver fsck --all --repair",
         )
 
     def hash_object(self, oid: str, *, legacy: bool = False, progress: Progress | None = None) -> Hashes:
@@ -319,7 +379,7 @@ class Objects:
         if not self.verify(oid, legacy=legacy):
             raise self._corrupt(oid, self.path_of(oid, legacy=legacy))
 
-    def verify(self, oid: str, *, legacy: bool = False, anew: bool = False) -> bool:
+    def verify(self, oid: str, *, legacy: bool = False, anew: bool = False, progress: Progress | None = None) -> bool:
         """Whether an object's bytes have the md5 of its name; of a legacy text object that cannot be told here.
 
         An object that was verified, and not written since, is not read again, unless it is to be read `anew`.
@@ -328,7 +388,7 @@ class Objects:
         if legacy and not oid.endswith(".dir"):
             return True
         if anew or not self._verified.knows(oid, source):
-            if hash_file(source, sha256=False).md5 != oid.removesuffix(".dir"):
+            if hash_file(source, sha256=False, progress=progress).md5 != oid.removesuffix(".dir"):
                 return False
             self._verified.note(oid, source)
         return True

@@ -26,6 +26,7 @@ class Pointer:
         kind: ``"dvc"`` or ``"lock"``.
         md5: The object; ends in ``.dir`` for a folder; None for an output that was never stored.
         size: Bytes of the object, where the file says so.
+        n_files: Files of a folder, likewise.
         legacy: Written by DVC before 3.0: the object lies in the older layout of cache and remote.
         stage: The stage of a ``dvc.lock`` output.
         remote: A DVC remote of the output's own.
@@ -43,6 +44,7 @@ class Pointer:
     remote: str | None = None
     push: bool = True
     cache: bool = True
+    n_files: int | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -120,7 +122,7 @@ def _entries(data: Mapping[str, Any], key: str, file: str) -> list[Mapping[str, 
 def _pointer(
     out: Mapping[str, Any], flags: Mapping[str, Any], base: str, file: str, kind: str, stage: str | None
 ) -> Pointer | None:
-    path, md5, size = out.get("path"), out.get("md5") or None, out.get("size")
+    path, md5 = out.get("path"), out.get("md5") or None
     if not isinstance(path, str):
         raise BadMetadataError(
             f"{file}: an output's path is {path!r:.60}, expected a text", hint=f"git checkout HEAD -- {word(file)}"
@@ -140,13 +142,18 @@ def _pointer(
         file=file,
         kind=kind,
         md5=md5,
-        size=int(size) if isinstance(size, str) and size.isdigit() else None,
+        size=_count(out.get("size")),
+        n_files=_count(out.get("nfiles")),
         legacy=out.get("hash") != "md5",
         stage=stage,
         remote=str(flags["remote"]) if flags.get("remote") else None,
         push=flags.get("push") != "false",
         cache=flags.get("cache") != "false",
     )
+
+
+def _count(value: object) -> int | None:
+    return int(value) if isinstance(value, str) and value.isdigit() else None
 
 
 def _read_lock(data: Mapping[str, Any], file: str, dvc_yaml: Mapping[str, Any]) -> list[Pointer]:
@@ -220,8 +227,7 @@ class LockStage:
 
 
 def _dependency(entry: Mapping[str, Any]) -> Dependency:
-    size = str(entry.get("size", ""))
-    return Dependency(str(entry.get("path")), entry.get("md5") or None, int(size) if size.isdigit() else None)
+    return Dependency(str(entry.get("path")), entry.get("md5") or None, _count(entry.get("size")))
 
 
 def read_lock_stage(text: bytes, stage: str, file: str = "dvc.lock") -> LockStage:
@@ -285,13 +291,16 @@ def write_pointer(existing: str | None, *, path_in_file: str, md5: str, size: in
     return _edited(existing or "", path_in_file, edit)
 
 
-def _set_out(out: Any, md5: str, size: int, n_files: int | None) -> None:
+def _set_out(out: Any, md5: str, size: int | None, n_files: int | None) -> None:
     out["md5"] = md5
-    out["size"] = size
+    if size is None:
+        out.pop("size", None)
+    else:
+        out["size"] = size
     out["hash"] = "md5"
     out.pop("nfiles", None)
     if n_files is not None:
-        out.insert(list(out).index("size") + 1, "nfiles", n_files)
+        out.insert(list(out).index("md5" if size is None else "size") + 1, "nfiles", n_files)
 
 
 def rename_pointer(existing: str, old_path: str, new_path: str) -> str:
@@ -305,16 +314,43 @@ def rename_pointer(existing: str, old_path: str, new_path: str) -> str:
     return _edited(existing, new_path, edit)
 
 
-def set_lock_out(text: str, pointer: Pointer, *, md5: str, size: int, n_files: int | None = None) -> str:
-    """Give the text of a ``dvc.lock`` with one output's object changed."""
+def set_out(text: str, pointer: Pointer, *, md5: str, size: int | None, n_files: int | None = None) -> str:
+    """Give the text of a ``.dvc`` or ``dvc.lock`` with the object of one of its outputs changed.
+
+    Args:
+        text: The file.
+        pointer: The output, as it was read from this text.
+        md5: The object.
+        size: Its bytes; None where they are not known.
+        n_files: Files of a folder; None for a file.
+    """
 
     def edit(data: Any) -> None:
-        stages = data["stages"] if "schema" in data else data
-        for out in stages[pointer.stage].get("outs", []):
+        if pointer.kind == "lock":
+            data = (data["stages"] if "schema" in data else data)[pointer.stage]
+        for out in data.get("outs", []):
             if out.get("md5") == pointer.md5 and posixpath.basename(out["path"]) == posixpath.basename(pointer.path):
                 _set_out(out, md5, size, n_files)
 
     return _edited(text, pointer.file, edit)
+
+
+def read_lock_stages(text: str, file: str) -> Mapping[str, Any]:
+    """Give the entries of a ``dvc.lock`` by stage, to be compared.
+
+    Raises:
+        BadMetadataError: The file cannot be read.
+    """
+    return _stages(_load(text.encode(), file))
+
+
+def remove_lock_stage(text: str, stage: str) -> str:
+    """Give the text of a ``dvc.lock`` without a stage's entry."""
+
+    def edit(data: Any) -> None:
+        (data["stages"] if "schema" in data else data).pop(stage, None)
+
+    return _edited(text, "dvc.lock", edit)
 
 
 def replace_lock_stage(text: str, stage: str, other: str) -> str:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from dvc_modelver.store.dvcconfig import read_settings
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
+JOBS = 16
+"""Questions to a remote at a time."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,38 @@ class Remote:
     def _odb(self, *, legacy: bool) -> Any:
         return self._repo.cloud.get_remote_odb(self.name, "push", hash_name="md5-dos2unix" if legacy else "md5")
 
-    def missing(self, oids: set[str], *, legacy: set[str] | frozenset[str] = frozenset()) -> set[str]:
-        """Give those objects that the remote does not have; it is asked about each, no index is believed.
+    def sizes(self, oids: set[str], *, legacy: bool = False) -> dict[str, int]:
+        """Give the bytes of those objects that the remote has; it is asked about each, no index is believed.
+
+        Args:
+            oids: The objects.
+            legacy: They lie in the layout of DVC before 3.0; likewise below.
 
         Raises:
             EnvironmentFailed: The remote cannot be reached, or refuses.
         """
-        found: set[str] = set()
+        found: dict[str, int] = {}
+        asked = sorted(oids)
+        if not asked:
+            return found
         with _quiet(), _explained(self.url):
-            for group, old in ((oids - legacy, False), (oids & legacy, True)):
-                if group:
-                    odb = self._odb(legacy=old)
-                    self._check_reachable(odb)
-                    found |= set(odb.list_oids_exists(sorted(group), jobs=16))
-        return oids - found
+            odb = self._odb(legacy=legacy)
+            self._check_reachable(odb)
+            paths = [odb.oid_to_path(oid) for oid in asked]
+            for oid, info in zip(asked, odb.fs.info(paths, batch_size=JOBS, return_exceptions=True), strict=True):
+                if isinstance(info, Exception) and not isinstance(info, (FileNotFoundError, NotADirectoryError)):
+                    raise info
+                if not isinstance(info, Exception) and info["type"] != "directory":
+                    found[oid] = int(info["size"])
+        return found
+
+    def missing(self, oids: set[str], *, legacy: bool = False) -> set[str]:
+        """Give those objects that the remote does not have.
+
+        Raises:
+            EnvironmentFailed: The remote cannot be reached, or refuses.
+        """
+        return oids - self.sizes(oids, legacy=legacy).keys()
 
     def _check_reachable(self, odb: Any) -> None:
         """Let a bucket that is not there, or is not ours, be an error rather than 'nothing is there'."""
@@ -105,79 +125,108 @@ class Remote:
             bucket = odb.path.split("/")[0]
             odb.fs.fs.call_s3("head_bucket", Bucket=bucket) if hasattr(odb.fs.fs, "call_s3") else odb.fs.fs.ls(bucket)
 
-    def push(self, oids: set[str], *, legacy: set[str] | frozenset[str] = frozenset()) -> PushResult:
-        """Upload objects of the cache; a folder's files go before its listing.
+    def push(self, oids: set[str], *, legacy: bool = False, broken: Set[str] = frozenset()) -> PushResult:
+        """Upload these objects of the cache, in parallel; listings of folders go last.
+
+        Nothing else is sent: which objects a listing names, and which of them the remote lacks, the caller knows.
+
+        Args:
+            oids: The objects.
+            legacy: They lie in the layout of DVC before 3.0.
+            broken: Those that the remote has with other bytes.
 
         Raises:
             EnvironmentFailed: The remote cannot be reached, or refuses.
         """
-        failed: set[str] = set()
+        listings = {oid for oid in oids if oid.endswith(".dir")}
         with _quiet() as said, _explained(self.url):
-            for group in (self._files_of_folders(oids, legacy), oids):
-                if group and not failed:
-                    result = self._repo.cloud.push(self._infos(group, legacy), remote=self.name)
-                    failed |= {info.value for info in result.failed}
+            failed = self._put(sorted(oids - listings), broken, legacy=legacy)
+            failed |= listings if failed else self._put(sorted(listings), broken, legacy=legacy)
+        arrived = self.sizes(oids - failed, legacy=legacy)
+        failed |= {oid for oid in oids if arrived.get(oid) != self._cache.path_of(oid, legacy=legacy).stat().st_size}
         if failed and said:
             raise EnvironmentFailed(
                 f"{self.url}: upload failed: {said[-1]}", hint="git push again: it goes on where it stopped"
             )
         return PushResult(frozenset(oids - failed), frozenset(failed))
 
-    def _files_of_folders(self, oids: set[str], legacy: set[str] | frozenset[str]) -> set[str]:
-        """Give the objects that the listings among `oids` name."""
-        folders = [oid for oid in oids if oid.endswith(".dir")]
-        return {md5 for oid in folders for _, md5 in self._cache.iter_folder(oid, legacy=oid in legacy)}
+    def _put(self, oids: list[str], broken: Set[str], *, legacy: bool) -> set[str]:
+        """Upload objects in parallel; give those that failed."""
+        from dvc.fs.callbacks import TqdmCallback
+        from dvc_objects.fs.local import localfs
 
-    def _infos(self, oids: set[str], legacy: set[str] | frozenset[str]) -> list[Any]:
-        from dvc_data.hashfile.hash_info import HashInfo
+        failed: set[str] = set()
+        if not oids:
+            return failed
+        odb = self._odb(legacy=legacy)
+        for oid in oids:
+            if oid in broken and odb.fs.protocol == "local":  # where files can share blocks, DVC leaves what is there
+                odb.fs.remove(odb.oid_to_path(oid))
 
-        return [HashInfo("md5-dos2unix" if oid in legacy else "md5", oid) for oid in sorted(oids)]
+        def note(oid: str, err: BaseException) -> None:
+            logging.getLogger("dvc").error("%s", oid[:8], exc_info=err)
+            failed.add(oid)
 
-    def fetch(self, oids: set[str], *, legacy: set[str] | frozenset[str] = frozenset()) -> FetchResult:
-        """Bring objects into the cache; each is hashed there before anybody may use it.
+        with TqdmCallback(desc=f"Pushing to {self.url}", unit="file") as progress:
+            odb.add(
+                [str(self._cache.path_of(oid, legacy=legacy)) for oid in oids], localfs, oids,
+                check_exists=False, batch_size=odb.fs.jobs, callback=progress, on_error=note,
+            )  # fmt: skip
+        return failed
+
+    def fetch(self, oids: set[str], *, legacy: bool = False) -> FetchResult:
+        """Bring objects into the cache, a folder's with its files; each is hashed there before anybody may use it.
 
         Raises:
             EnvironmentFailed: The remote cannot be reached, or refuses.
         """
         result = FetchResult()
         self._fetch_objects(oids, legacy, result)
-        listed = {oid for oid in result.fetched if oid.endswith(".dir")}
-        absent = {f for f in self._files_of_folders(listed, legacy) if not self._cache.has(f)}
+        listed = [oid for oid in result.fetched if oid.endswith(".dir")]
+        files = {md5 for oid in listed for _, md5 in self._cache.iter_folder(oid, legacy=legacy)}
+        absent = {md5 for md5 in files if not self._cache.has_alone(md5, legacy=legacy)}
         if absent:
             self._fetch_objects(absent, legacy, result)
         return result
 
-    def _fetch_objects(self, oids: set[str], legacy: set[str] | frozenset[str], result: FetchResult) -> None:
+    def _fetch_objects(self, oids: set[str], legacy: bool, result: FetchResult) -> None:
+        from dvc_data.hashfile.hash_info import HashInfo
+
         absent = self.missing(oids, legacy=legacy)
         result.failed.update({oid: f"object {oid[:8]} is not on {self.url}\n{NOT_THERE_HINT}" for oid in absent})
         todo = oids - absent
         with _quiet() as said, _explained(self.url):
             if todo:
-                self._repo.cloud.pull(self._infos(todo, legacy), remote=self.name)
+                kind = "md5-dos2unix" if legacy else "md5"
+                self._repo.cloud.pull([HashInfo(kind, oid) for oid in sorted(todo)], remote=self.name)
         for oid in todo:
-            old = oid in legacy
-            if not self._cache.path_of(oid, legacy=old).is_file():
+            if not self._cache.path_of(oid, legacy=legacy).is_file():
                 why = f": {said[-1]}" if said else ""
                 result.failed[oid] = f"object {oid[:8]} could not be fetched from {self.url}{why}"
-            elif not self._cache.verify(oid, legacy=old):
-                self._cache.path_of(oid, legacy=old).unlink()
+            elif not self._cache.verify(oid, legacy=legacy):
+                self._cache.path_of(oid, legacy=legacy).unlink()
                 result.failed[oid] = f"object {oid[:8]} on {self.url} has other bytes than its md5 says"
             else:
                 result.fetched.add(oid)
 
-    def open_object(self, oid: str) -> BinaryIO:
+    def open_object(self, oid: str, *, legacy: bool = False, block_bytes: int = 1 << 16) -> BinaryIO:
         """Open an object on the remote for reading by range; nothing is put into the cache.
+
+        Args:
+            oid: The object.
+            legacy: It lies in the layout of DVC before 3.0.
+            block_bytes: How much is asked for at a time: little for headers, more for the whole.
 
         Raises:
             ObjectMissing: The remote does not have it.
             EnvironmentFailed: The remote cannot be reached, or refuses.
         """
         with _quiet(), _explained(self.url):
-            odb = self._odb(legacy=False)
+            odb = self._odb(legacy=legacy)
             try:
                 return cast(
                     "BinaryIO",
-                    odb.fs.fs.open(odb.oid_to_path(oid), "rb", block_size=1 << 16, cache_type="readahead"),
+                    odb.fs.fs.open(odb.oid_to_path(oid), "rb", block_size=block_bytes, cache_type="readahead"),
                 )
             except FileNotFoundError as err:
                 raise ObjectMissing(f"object {oid[:8]}: not on {self.url}", hint="modelver fsck --remote") from err

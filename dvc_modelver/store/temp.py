@@ -28,15 +28,16 @@ class TempFolder:
             OSError: The folder cannot be made.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self.sweep()
         path = self._folder / f"{platform.node()}~{os.getpid()}~{time.monotonic_ns()}"
         try:
             yield path
         finally:
             remove(path)
 
-    def _sweep(self) -> None:
-        for old in self._folder.iterdir():
+    def sweep(self) -> None:
+        """Remove what processes left that are no more."""
+        for old in self._folder.iterdir() if self._folder.is_dir() else ():
             try:
                 if _is_abandoned(old):
                     remove(old)
@@ -50,6 +51,20 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def separate(path: Path) -> None:
+    """Make a file, or the files of a folder, copies of their own where they are links to something else."""
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        if file.is_symlink() or file.stat().st_nlink > 1:
+            copy = file.with_name(f".{file.name}~{os.getpid()}")
+            try:
+                shutil.copyfile(file, copy)
+                with copy.open("rb") as opened:
+                    os.fsync(opened.fileno())
+                copy.replace(file)
+            finally:
+                copy.unlink(missing_ok=True)
 
 
 def _is_abandoned(path: Path) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, BadModelError, NotFoundError
 from dvc_modelver.formats import Folder, Reader, open_folder, open_reader
 from dvc_modelver.metadata import (
+    METADATA_SUFFIX,
     ChangeFacts,
     ModelFacts,
     ModelMetadata,
@@ -36,7 +38,11 @@ Progress = Callable[[int], None]
 OPAQUE = "opaque"
 """Format of a model that no reader knows: digests and size only, no tensor table."""
 
-_UPDATE_OF_KIND = {"conversion": "conversion", "retrained": "batch", "architecture": "batch"}
+_UPDATE_OF_KIND = {
+    "conversion": "conversion", "metadata-only": "conversion", "scaled": "conversion",
+    "retrained": "batch", "architecture": "batch",
+}  # fmt: skip
+"""How a version was made, by its kind of change; any other is a fine-tune."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ def describe(
     gathered = gather_training(
         view.read, pointer if from_pipeline else None, repo.settings, is_outside=declared_by == "user"
     )
-    change = _change(path, contents, parents[0]) if parents else None
+    change = describe_change(path, contents, parents[0]) if parents else None
     first = parents[0].metadata if parents else None
     model = ModelFacts(
         name=name or repo.declared_name(view, path) or (first.model.name if first else repo.new_name(view, path)),
@@ -219,8 +225,15 @@ class KnownVersion:
     metadata: ModelMetadata
     table: bytes | None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the table is the one that the metadata names."""
+        wanted = self.metadata.model.tensors_digest
+        return wanted is None or (self.table is not None and table_digest(self.table) == wanted)
 
-def _change(path: str, contents: Contents, parent: KnownVersion) -> ChangeFacts:
+
+def describe_change(path: str, contents: Contents, parent: KnownVersion) -> ChangeFacts:
+    """Compare a model's bytes with a version, from the tensor tables."""
     new = Side(path, "", contents.table, None, contents.hashes.md5, contents.format)
     old_table = TensorTable.parse(parent.table, table_path(path)) if parent.table is not None else None
     old = Side(path, "", old_table, parent.metadata, parent.metadata.md5, parent.metadata.model.format)
@@ -286,6 +299,38 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
         except NotFoundError:
             continue
         found = _version_at(repo, commit, path)
-        if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None:
+        if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None and found.is_whole:
             return found
     return None
+
+
+def find_anywhere(repo: Repository, md5s: set[str], revs: Iterable[str] = ()) -> dict[str, KnownVersion]:
+    """Give the versions with these bytes from any branch, tag or stash, newest first, under whatever path.
+
+    Args:
+        repo: The repository.
+        md5s: What is looked for.
+        revs: Commits that are under no ref.
+    """
+    out = repo.git.run(
+        "log", "--all", "--format=%H", "--raw", "--no-abbrev", "--no-renames", "--diff-merges=first-parent",
+        *(["HEAD"] if repo.head else []), *revs, "--", f"*{METADATA_SUFFIX}", literal=False,
+    )  # fmt: skip
+    found: dict[str, KnownVersion] = {}
+    commit = ""
+    for line in os.fsdecode(out).splitlines():
+        if not line.startswith(":"):
+            commit = line or commit
+            continue
+        head, _, file = line.partition("\t")
+        oid = head.split(" ")[3]
+        if len(found) == len(md5s) or set(oid) == {"0"}:
+            continue
+        try:
+            metadata = ModelMetadata.parse(repo.objects.read_blob(oid), file)
+        except (BadMetadataError, NotFoundError):
+            continue
+        if metadata.md5 in md5s - set(found) and metadata.pending is None:
+            table = repo.objects.read_file(commit, table_path(file.removesuffix(METADATA_SUFFIX)))
+            found[metadata.md5] = KnownVersion(metadata, table)
+    return found

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError, RefusedError, UsageError, word
+from dvc_modelver.formats.impostors import START_BYTES, find_impostor
 from dvc_modelver.git.porcelain import ZERO_OID, Change
 from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_digest, table_path
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import IndexView, Repository, is_pointer_file
-from dvc_modelver.settings import WEIGHT_SUFFIXES
+from dvc_modelver.settings import GATE_SUFFIXES, WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import is_folder_oid
-from dvc_modelver.store.gate import MAX_GATE_BYTES, MAX_TEXT_BYTES, GatePointer, find_gate, is_plain_text
+from dvc_modelver.store.gate import MAX_GATE_BYTES, GatePointer, find_gate, is_raw_weights
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.law import Action
-from dvc_modelver.worktree.safety import check_safe
+from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
 from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper, Say, Seen
 from dvc_modelver.worktree.track import Tracker, new_pointer
@@ -27,7 +30,6 @@ from dvc_modelver.worktree.track import Tracker, new_pointer
 MAX_QUIET_BYTES = 1_000_000
 """A larger file of weights that is committed to Git itself is named."""
 OUTSIDE_HINT = "dvc repro; or, to keep these weights: modelver add --accept {}"
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Stager:
@@ -45,17 +47,18 @@ class Stager:
         self.tracker = Tracker(keeper)
         self.raw: list[str] = []
 
-    def complete(self, *, commit_all: bool) -> list[str]:
+    def complete(self, *, commit_all: bool, merging: bool = False) -> list[str]:
         """Complete the index; give the paths staged.
 
         Args:
             commit_all: ``git commit -a``: take in every retrained model.
+            merging: This is a merge, whose commit may well change nothing.
 
         Raises:
-            RefusedError: What is staged is not one version, a pipeline's model was changed outside it, or loading
-                a new model would run what the settings refuse.
+            RefusedError: What is staged is not one version, nothing is left to commit, a pipeline's model was changed
+                outside it, or loading a new model would run what the settings refuse.
         """
-        changes = self.repo.git.staged_changes()
+        found = changes = self.repo.git.staged_changes()
         gated = dict(self._find_gated(changes))
         for path, gate in gated.items():
             self._replace_gate(path, gate)
@@ -70,25 +73,40 @@ class Stager:
         self._name_opaque()
         self._refuse_unsafe()
         self._settle()
+        self._name_untracked()
         if not commit_all:
             self._name_left_out()
         self.keeper.save()
         clear_gates(self.repo)
+        merging = merging or self.repo.git.find_commit("MERGE_HEAD") is not None
+        if found and not merging and not self.repo.git.staged_changes():
+            raise RefusedError("nothing to commit: the models are those of HEAD again", hint="git reset -q")
         return self.tracker.staged
 
     # Raw weights and gate pointers
 
     def _name_raw(self, changes: Iterable[Change]) -> None:
-        """Name weights that go into Git itself: of a suffix that other files have too, or in Git already."""
-        for change in changes:
-            if not change.path.lower().endswith(WEIGHT_SUFFIXES) or not change.new_mode.startswith("100"):
-                continue
+        """Name weights that go into Git itself: of a suffix that other files have too, or in Git already.
+
+        And what only has the name of weights, where no other filter (Git LFS) looks after it.
+        """
+        named = [c for c in changes if c.path.lower().endswith(WEIGHT_SUFFIXES) and c.new_mode.startswith("100")]
+        attributes = self.repo.git.attributes([c.path for c in named], "filter")
+        folders: set[str] = set()
+        for change in named:
             size = self.repo.objects.blob_size(change.new_oid)
-            if size > MAX_QUIET_BYTES:
-                self.keeper.say(
-                    f"{change.path}: {human_bytes(size)} of weights go into Git itself\n"
-                    f"hint: git rm --cached {word(change.path)}; modelver add {word(change.path)} puts them into DVC"
-                )
+            is_ours = attributes.get(change.path, {}).get("filter") in ("modelver", "unspecified")
+            if is_ours and not is_raw_weights(size, partial(self.repo.objects.read_blob, change.new_oid)):
+                self._name_text(change.path, self.repo.objects.read_blob(change.new_oid))
+            elif size > MAX_QUIET_BYTES:
+                folder = posixpath.dirname(change.path)
+                if folder in folders:
+                    continue  # one hint for all of them
+                into_dvc = f"modelver add {word(change.path)} puts them into DVC"
+                if folder and self.repo.is_model_folder(folder):
+                    folders.add(folder)
+                    into_dvc = f"modelver add {word(folder)} makes the folder one model, in DVC"
+                self.keeper.say(f"{change.path}: {human_bytes(size)} of weights go into Git itself\nhint: {into_dvc}")
 
     def _find_gated(self, changes: Iterable[Change]) -> Iterator[tuple[str, GatePointer]]:
         attributes = self.repo.git.attributes([c.path for c in changes], "filter")
@@ -107,11 +125,21 @@ class Stager:
                 yield change.path, self._store_blob(change)
 
     def _is_kept_raw(self, change: Change, size: int) -> bool:
-        """Whether a raw file stays in Git: it is there already, or it is a small text."""
-        if change.old_oid != ZERO_OID and change.old_mode.startswith("100"):
-            old_size = self.repo.objects.blob_size(change.old_oid)
-            return old_size > MAX_GATE_BYTES or find_gate(self.repo.objects.read_blob(change.old_oid)) is None
-        return size <= MAX_TEXT_BYTES and is_plain_text(self.repo.objects.read_blob(change.new_oid), size)
+        """Whether a raw file stays in Git: weights are there already, or it is a small text."""
+        objects = self.repo.objects
+        if not is_raw_weights(size, partial(objects.read_blob, change.new_oid)):
+            return True
+        if change.old_oid == ZERO_OID or not change.old_mode.startswith("100"):
+            return False
+        return is_raw_weights(objects.blob_size(change.old_oid), partial(objects.read_blob, change.old_oid))
+
+    def _name_text(self, path: str, content: bytes) -> None:
+        """Say what goes into Git under a model's name; path files of Python packages have one, old pickles are text."""
+        impostor = find_impostor(content[:START_BYTES], len(content))
+        if impostor is not None:
+            self.keeper.say(f"{path}: {impostor.what}, not weights; it goes into Git as it is\nhint: {impostor.hint}")
+        elif path.lower().endswith(GATE_SUFFIXES) and not path.endswith(".pth") and find_gate(content) is None:
+            self.keeper.say(f"{path}: a text of {human_bytes(len(content))}, not weights; it goes into Git as it is")
 
     def _store_blob(self, change: Change) -> GatePointer:
         self.raw.append(change.path)
@@ -158,8 +186,9 @@ class Stager:
     # Retrained models
 
     def _take_in_retrained(self) -> None:
+        entries = self.repo.index().entries
         for seen in self.keeper.look():
-            if seen.action is Action.DESCRIBE and seen.model.metadata is not None:
+            if seen.action is Action.DESCRIBE and metadata_path(seen.path) in entries:
                 self._refuse_outside(seen)
                 self.tracker.add(seen.path, seen.model.pointer)
 
@@ -176,9 +205,11 @@ class Stager:
     def _affected(self, changes: Iterable[Change], pointers: dict[str, Pointer], view: IndexView) -> list[str]:
         paths = set()
         for change in changes:
-            if change.status == "D":
-                continue
             model = find_model_path(change.path)
+            if change.status == "D":
+                if model is not None and change.path == table_path(model):
+                    paths.add(model)  # its metadata may have stayed
+                continue
             if model is not None:
                 paths.add(model)
             elif is_pointer_file(change.path):
@@ -204,7 +235,11 @@ class Stager:
         except BadMetadataError as err:
             raise RefusedError(str(err), hint=f"modelver refresh {word(path)}") from err
         if pointer is None:
-            self._stage_pointer_of(path, metadata, view)
+            moved = find_moved(self.repo, view, path)
+            if moved is not None and metadata is not None:
+                self.tracker.finish_move(moved, path, metadata)
+            else:
+                self._stage_pointer_of(path, metadata, view)
             return
         if metadata is not None and metadata.pending is not None:
             self._describe_pending(path, pointer)
@@ -309,14 +344,21 @@ class Stager:
 
     def _refuse_unsafe(self) -> None:
         """Refuse new objects that would run code when they are loaded, as ``security.refuse`` says."""
-        if self.repo.settings.refuse == "never":
+        view, changes = self.repo.index(), self.repo.git.staged_changes()
+        settings = self.repo.settings_in(view)
+        if settings.refuse == "never":
             return
-        view = self.repo.index()
-        paths = {find_model_path(change.path) for change in self.repo.git.staged_changes() if change.status != "D"}
+        unsafe = []
+        paths = {find_model_path(change.path) for change in changes if change.status != "D"}
         for path in sorted(path for path in paths if path is not None):
             metadata = self.repo.metadata(view, path)
             if metadata is not None:
-                check_safe(self.repo, path, metadata.md5)
+                unsafe += find_unsafe(self.repo, path, metadata.md5, settings)
+        raw, left = find_unsafe_raw(self.repo, changes, settings)
+        for line in left:
+            self.keeper.say(line)
+        if unsafe or raw:
+            raise refusal(self.repo, [*unsafe, *raw], settings)
 
     def _settle(self) -> None:
         found = self.keeper.look()
@@ -352,12 +394,32 @@ class Stager:
             return False  # this commit may well be what mends it
         return old is not None and old.model.format != OPAQUE
 
+    def _name_untracked(self) -> None:
+        """Name weights whose pointer and metadata this commit removes, and that stay on disk (``git rm``)."""
+        view = self.repo.index()
+        for change in self.repo.git.staged_changes():
+            path = find_model_path(change.path)
+            if change.status != "D" or path is None or change.path != metadata_path(path):
+                continue
+            if (self.repo.top / path).exists() and not any(p.path == path for p in self.repo.pointers(view)):
+                self.keeper.say(f"{path}: tracked no more, and still on disk\nhint: rm {word(path)}")
+
     def _name_left_out(self) -> None:
         view = self.repo.index()
         for seen in self.keeper.look():
+            if metadata_path(seen.path) not in view.entries:
+                continue  # untracked, which Git does not name either
             retrained = seen.action is Action.DESCRIBE and seen.model.metadata is not None
             if retrained or seen.is_unstaged(view.read(metadata_path(seen.path))):
                 self.keeper.say(f"not in this commit: {seen.path} was retrained (git commit -a takes it in)")
+
+
+def find_moved(repo: Repository, view: IndexView, path: str) -> Pointer | None:
+    """Give the pointer that ``git mv`` brought to a model's new path, and that names the old one still."""
+    if view.read(path + ".dvc") is None:
+        return None
+    named = [p for p in repo.pointers_in(view, path + ".dvc") if view.read(metadata_path(p.path)) is None]
+    return named[0] if len(named) == 1 else None
 
 
 # What the clean filter and the hooks leave for each other in .git/modelver

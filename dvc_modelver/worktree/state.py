@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -123,21 +122,33 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         EnvironmentFailed: The disk is full or the folder cannot be written; the old file is untouched.
     """
-    temp = ""
+    temp = path.with_name(f".{path.name[:100]}.modelver-tmp")  # what a killed process left is the next one's
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-        fd, temp = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".modelver-tmp", dir=path.parent)
-        with os.fdopen(fd, "wb") as file:
+        with os.fdopen(_open_alone(temp), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temp).chmod(mode)
-        Path(temp).replace(path)
+            temp.chmod(mode)
+            temp.replace(path)
     except OSError as err:
-        if temp:
-            Path(temp).unlink(missing_ok=True)
+        temp.unlink(missing_ok=True)
         raise EnvironmentFailed(f"{path}: cannot be written ({err.strerror})", hint="df -h; ls -ld the folder") from err
+
+
+def _open_alone(path: Path) -> int:
+    """Open a file that no other process writes, empty; waits for one that does."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(fd), path.lstat()):
+                os.ftruncate(fd, 0)
+                return fd
+        except FileNotFoundError:
+            pass  # the other one renamed it
+        os.close(fd)
 
 
 def _umask() -> int:

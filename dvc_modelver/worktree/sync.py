@@ -18,9 +18,10 @@ from dvc_modelver.metadata import (
 )
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import CommitView, Repository, TrackedModel
-from dvc_modelver.store.folders import folder_bytes
+from dvc_modelver.store.folders import folder_bytes, is_folder_oid, iter_files
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer, read_pointers, read_wdir, write_pointer
+from dvc_modelver.worktree.departed import let_go
 from dvc_modelver.worktree.describe import Contents, Description, describe, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
 from dvc_modelver.worktree.state import (
@@ -106,7 +107,7 @@ def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | N
     file = repo.top / model.path
     is_of_its_kind = file.is_dir() == model.pointer.is_folder
     stamp, md5, contents = stamp_of(file) if is_of_its_kind else ABSENT, None, None
-    if row is not None:
+    if row is not None and not (stamp == ABSENT and row.pointer_stamp == ABSENT):
         agreed = row.agreed or None
     elif state.known and stamp == ABSENT:
         agreed = None  # its pointer came back (a revert, another branch): the weights follow
@@ -128,9 +129,20 @@ def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | N
     decision = decide(agreed, md5, described, model.pointer.md5)
     if decision.action is Action.DESCRIBE and model.pointer.kind == "lock" and md5 == described:
         decision = Decision(Action.NOTHING)  # described already; dvc.lock is dvc repro's to write
+    if decision.action is Action.CONFLICT and agreed is None and _is_part_of(repo, model, described):
+        decision = Decision(Action.FOLLOW, described)
     if model.problem:
         decision = Decision(Action.CONFLICT if decision.action is not Action.NOTHING else Action.NOTHING)
     return Seen(model, agreed, md5, stamp, decision, contents)
+
+
+def _is_part_of(repo: Repository, model: TrackedModel, target: str | None) -> bool:
+    """Whether every file of a folder on disk is one of the recorded folder, so that nothing is lost by following it."""
+    cache, folder = repo.cache(model.path), repo.top / model.path
+    if not is_folder_oid(target) or target is None or target != model.pointer.md5 or not cache.has(target):
+        return False
+    recorded = dict(cache.iter_folder(target))
+    return all(cache.hash_path(folder / name).md5 == recorded.get(name) for name, _ in iter_files(folder))
 
 
 def committed_md5(repo: Repository, path: str) -> str | None:
@@ -212,7 +224,11 @@ class Keeper:
                 del self.state.rows[path]
                 continue
             metadata, pointer = self.repo.top / metadata_path(path), self.repo.top / row.pointer_path
-            self.state.rows[path] = replace(row, metadata_stamp=stamp_of(metadata), pointer_stamp=stamp_of(pointer))
+            is_others = any(other.startswith(f"{path}/") or path.startswith(f"{other}/") for other in paths)
+            agreed = "" if is_others else row.agreed  # a folder's files are models of their own here, or were
+            self.state.rows[path] = replace(
+                row, agreed=agreed, metadata_stamp=stamp_of(metadata), pointer_stamp=stamp_of(pointer)
+            )
 
     # What the law says
 
@@ -383,12 +399,22 @@ def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool, 
             where = "" if posixpath.basename(seen.path) in str(err) else f"{seen.path}: "
             say(f"{where}{err}" + (f"\nhint: {err.hint}" if err.hint else ""))
             left.append(seen)
+    if following:
+        let_go(keeper, found)
     keeper.remember_all(found)
     for seen in left:
         if seen.action is Action.DESCRIBE:
             keeper.look_again(seen.path)
     keeper.save()
     return left
+
+
+def _bring_together(keeper: Keeper, seen: Seen, md5: str) -> bool:
+    """Bring metadata and a ``.dvc`` pointer, of which one moved alone, to the object that is in place now."""
+    metadata, pointer = seen.model.metadata, seen.model.pointer
+    if pointer.kind == "dvc" and metadata is not None and metadata.md5 != pointer.md5:
+        keeper.describe(replace(seen, md5=md5, contents=None))
+    return True
 
 
 def _apply_one(keeper: Keeper, seen: Seen, *, describing: bool, following: bool) -> bool:
@@ -405,7 +431,7 @@ def _apply_one(keeper: Keeper, seen: Seen, *, describing: bool, following: bool)
             except ModelverError:
                 keeper.mark_pending(seen)
         case Action.FOLLOW if following and seen.decision.target is not None:
-            return keeper.follow(seen, seen.decision.target)
+            return keeper.follow(seen, seen.decision.target) and _bring_together(keeper, seen, seen.decision.target)
         case Action.CONFLICT:
             row = keeper.state.rows.get(seen.path)
             if row is None or _is_stale(keeper.repo, row):

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError, UsageError
-from dvc_modelver.metadata import TrainingFacts, metadata_path, table_path
+from dvc_modelver.metadata import ModelMetadata, TrainingFacts, metadata_path, table_path
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.store.folders import folder_bytes, is_folder_oid
 from dvc_modelver.store.hashing import Hashes
-from dvc_modelver.store.pointers import Pointer, write_pointer
+from dvc_modelver.store.pointers import Pointer, rename_pointer, write_pointer
 from dvc_modelver.worktree.describe import Description, describe, read_contents
 from dvc_modelver.worktree.state import Row, stamp_of
 from dvc_modelver.worktree.sync import Keeper, path_in_file, read_pointer_text, write_description, write_if_changed
@@ -139,10 +139,7 @@ class Tracker:
         self._edit(ignore_file(path), lambda text: without_ignore_line(text, path))
 
     def _edit(self, file: str, edit: Callable[[str], str]) -> None:
-        disk = self.repo.top / file
-        write_if_changed(disk, edit(_read(disk)).encode("utf-8", "surrogateescape"))
-        if not _read(disk):
-            disk.unlink()
+        _edit_file(self.repo.top / file, edit)
         entry = self.repo.git.index_entries(file).get(file)
         old = self.repo.objects.read_blob(entry[1]).decode("utf-8", "surrogateescape") if entry else ""
         new = edit(old)
@@ -165,6 +162,33 @@ class Tracker:
             raise UsageError(f"{path}: no such file")
         with ProgressLine(f"storing {path}", folder_bytes(file)) as progress:
             return self.repo.cache(path).store_path(file, link=True, known=known, progress=progress)
+
+    def finish_move(self, moved: Pointer, path: str, metadata: ModelMetadata) -> None:
+        """Bring the rest along where ``git mv`` moved a model's files: weights, ignore line, and the path inside them.
+
+        Args:
+            moved: The pointer at its new place, which names the old path.
+            path: The new path.
+            metadata: The metadata at its new place.
+        """
+        old, file = self.repo.top / moved.path, self.repo.top / path
+        text = (self.repo.top / moved.file).read_text(encoding="utf-8")
+        named = path_in_file(moved.file, moved.path, text), path_in_file(moved.file, path, text)
+        blobs: dict[str, bytes | None] = {
+            moved.file: rename_pointer(text, *named).encode(),
+            metadata_path(path): replace(metadata, model=replace(metadata.model, path=path)).render(),
+        }
+        for name, content in blobs.items():
+            write_if_changed(self.repo.top / name, content or b"")
+        self.repo.git.stage_blobs(blobs)
+        self.staged += blobs
+        self.stage_ignore_line(path)
+        if old.exists() and not file.exists():
+            old.rename(file)
+        self.unstage_ignore_line(moved.path)
+        row = self.keeper.state.rows.pop(moved.path, None)
+        for seen in self.keeper.look(only=[path]):
+            self.keeper.remember(seen, agreed=row.agreed if row is not None else None)
 
     def settle(self, path: str, pointer: Pointer, md5: str, stamp: str) -> None:
         """Record that model, metadata and pointer agree at `md5`, the model having had `stamp` then."""
@@ -195,6 +219,18 @@ class Tracker:
             pointer = new_pointer(path, hashes)
         self.settle(path, pointer, hashes.md5, stamp)
         return made
+
+
+def show_again(top: Path, path: str) -> None:
+    """Take a model's line out of the ``.gitignore`` of the work tree alone; the file goes with its last line."""
+    _edit_file(top / ignore_file(path), lambda text: without_ignore_line(text, path))
+
+
+def _edit_file(disk: Path, edit: Callable[[str], str]) -> None:
+    if disk.exists() or edit(""):
+        write_if_changed(disk, edit(_read(disk)).encode("utf-8", "surrogateescape"))
+        if not _read(disk):
+            disk.unlink()
 
 
 def _read(path: Path) -> str:

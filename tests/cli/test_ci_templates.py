@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from dvc_modelver.diff.render.markdown import MARKER
 from dvc_modelver.resources import find_data_folder
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, make_weights
 
 GH = """#!/bin/sh
 echo "$*" >> "$CALLS"
@@ -46,11 +47,14 @@ def branch(sandbox: Sandbox) -> Sandbox:
 def script(name: str) -> str:
     document: Any = yaml.safe_load((find_data_folder("templates") / "ci" / name).read_text())
     if "jobs" in document:
-        return str(document["jobs"]["diff"]["steps"][-1]["run"])
+        (job,) = document["jobs"].values()
+        return str(job["steps"][-1]["run"])
     return "\n".join(line for line in document["models"]["script"] if not line.startswith("pip "))
 
 
-def run(box: Sandbox, text: str, answer: str, programs: dict[str, str], **env: str) -> tuple[list[str], str]:
+def run(
+    box: Sandbox, text: str, answer: str, programs: dict[str, str], code: int = 0, **env: str
+) -> tuple[list[str], str]:
     bin_ = box.path.parent / "bin"
     bin_.mkdir(exist_ok=True)
     for name, content in programs.items():
@@ -60,22 +64,25 @@ def run(box: Sandbox, text: str, answer: str, programs: dict[str, str], **env: s
     calls.write_text("")
     (box.path.parent / "answer").write_text(answer)
     env |= {"CALLS": str(calls), "ANSWER": str(box.path.parent / "answer"), "PATH": f"{bin_}:{os.environ['PATH']}"}
-    box.run("sh", "-c", text, env=env)
+    done = box.run("sh", "-c", text, ok=False, env=env)
+    assert done.returncode == code, done.stdout + done.stderr
     body = Path(f"{calls}.body")
     return calls.read_text().splitlines(), body.read_text() if body.exists() else ""
 
 
-def github(box: Sandbox, answer: str, head: str = "retrain") -> tuple[list[str], str]:
+def github(
+    box: Sandbox, answer: str, head: str = "retrain", name: str = "github.yml", code: int = 0
+) -> tuple[list[str], str]:
     event = {
         "number": 7,
         "pull_request": {
-            "base": {"sha": box.git("rev-parse", "main").strip()},
-            "head": {"sha": box.git("rev-parse", head).strip()},
+            "base": {"sha": box.git("rev-parse", "main").strip(), "ref": "main"},
+            "head": {"sha": box.git("rev-parse", head).strip(), "ref": head},
         },
     }
     (box.path.parent / "event.json").write_text(json.dumps(event))
     env = {"GITHUB_EVENT_PATH": str(box.path.parent / "event.json"), "GITHUB_REPOSITORY": "team/repo"}
-    return run(box, script("github.yml"), answer, {"gh": GH}, **env)
+    return run(box, script(name), answer, {"gh": GH}, code, **env)
 
 
 def test_github_posts_one_comment_and_updates_it(branch: Sandbox) -> None:
@@ -105,3 +112,42 @@ def test_gitlab_posts_one_note_and_updates_it(branch: Sandbox, notes: list[dict[
     assert f"--request {verb}" in calls[1]
     assert "merge_requests/9/notes" in calls[1]
     assert "net.safetensors" in body
+
+
+@pytest.fixture
+def pull_request(sandbox: Sandbox) -> Sandbox:
+    """A clone in which a pull request and its base both moved one tensor of a model, and another one each."""
+    sandbox.run("git", "init", "-q", "--bare", "../origin.git")
+    sandbox.git("remote", "add", "origin", "../origin.git")
+    for branch, *names in (("main",), ("retrain", "embed.weight"), ("main", "head.weight")):
+        sandbox.git("switch", "-q", "-C" if branch == "retrain" else "main", *(["retrain"] * (branch == "retrain")))
+        weights = make_weights(0)
+        (sandbox.path / "net.safetensors").unlink(missing_ok=True)
+        save_file(weights | {name: weights[name] + 1 for name in names}, sandbox.path / "net.safetensors")
+        sandbox.git("add", ".")
+        sandbox.git("commit", "-q", "-a", "-m", branch)
+    sandbox.git("push", "-q", "origin", "main", "retrain")
+    sandbox.git("switch", "-q", "retrain")
+    return sandbox
+
+
+def test_github_merges_models_where_the_host_cannot(pull_request: Sandbox) -> None:
+    calls, _ = github(pull_request, "", name="github-merge.yml")
+    assert calls == []
+    clone = Sandbox(pull_request.path.parent / "clone")
+    pull_request.run("git", "clone", "-q", "-b", "retrain", "../origin.git", "../clone")
+    clone.modelver("install")
+    clone.modelver("pull")
+    base, merged = make_weights(0), load_file(clone.path / "net.safetensors")
+    assert {k for k in base if not (merged[k] == base[k]).all()} == {"embed.weight", "head.weight"}
+
+
+def test_github_lists_what_the_rules_do_not_decide(pull_request: Sandbox) -> None:
+    weights = make_weights(0)
+    (pull_request.path / "net.safetensors").unlink()
+    save_file(weights | {"head.weight": weights["head.weight"] - 1}, pull_request.path / "net.safetensors")
+    pull_request.git("commit", "-q", "-am", "the same layer")
+    calls, body = github(pull_request, "", name="github-merge.yml", code=1)
+    assert "issues/7/comments" in calls[0]
+    assert "head.weight: changed on both sides" in body
+    assert pull_request.git("status", "--porcelain", "--untracked-files=no") == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,160 @@ def test_links_are_as_dvc_is_told(two: Sandbox, kind: str) -> None:
     assert two.git("status", "--porcelain", "--untracked-files=no").replace("M .dvc/config", "").strip() == ""
     two.git("checkout", "-q", "main")
     assert two.git("status", "--porcelain", "--untracked-files=no").replace("M .dvc/config", "").strip() == ""
+
+
+# Folders whose files are models of their own already
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_folder_takes_over_what_was_tracked_singly_in_it(sandbox: Sandbox, committed: bool) -> None:
+    folder = sandbox.path / "llama"
+    write_folder(folder, weights())
+    said = sandbox.run("git", "add", ".").stderr
+    assert said.count("modelver add llama makes it one") == 1
+    if committed:
+        sandbox.git("commit", "-q", "-m", "singly")
+        assert (folder / f"{SHARDS[0]}.modelver.json").exists()
+    before = sorted(os.listdir(folder))
+    out = sandbox.modelver("add", "llama")
+    assert "llama version 1" in out
+    assert not [name for name in os.listdir(folder) if "modelver" in name or name.endswith(".dvc")]
+    assert set(os.listdir(folder)) <= set(before)
+    assert not (folder / ".gitignore").exists()
+    assert sandbox.git("ls-files", "llama") == ""
+    sandbox.git("commit", "-q", "-m", "as one")
+    assert sandbox.git("status", "--porcelain") == ""
+    assert [line.split()[-1] for line in sandbox.modelver("list").splitlines()[1:]] == ["llama"]
+    listing = sandbox.git("ls-files").split()
+    assert {"llama.dvc", "llama.modelver.json", "llama.modelver.tensors"} <= set(listing)
+    assert "ok" in sandbox.modelver("check")
+    assert "0 problems" in sandbox.modelver("fsck")
+    assert "up to date" in sandbox.dvc("status")
+
+
+def test_history_goes_back_and_forth_over_a_takeover(sandbox: Sandbox) -> None:
+    folder = sandbox.path / "llama"
+    write_folder(folder, weights())
+    contents = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "singly")
+    sandbox.modelver("add", "llama")
+    sandbox.git("commit", "-q", "-m", "as one")
+    for _ in range(2):
+        sandbox.git("checkout", "-q", "HEAD~1")
+        assert {name: (folder / name).read_bytes() for name in contents} == contents
+        assert sandbox.git("status", "--porcelain") == ""
+        sandbox.git("checkout", "-q", "main")
+        assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == contents
+        assert sandbox.git("status", "--porcelain") == ""
+
+
+def test_a_folder_that_moved_on_is_in_no_danger_where_its_files_are_models(sandbox: Sandbox) -> None:
+    folder, tensors = sandbox.path / "llama", weights()
+    write_folder(folder, tensors)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "singly")
+    sandbox.modelver("add", "llama")
+    sandbox.git("commit", "-q", "-m", "as one")
+    sandbox.git("status")
+    tensors["layers.0.up.weight"] += 1
+    write_folder(folder, tensors)
+    sandbox.git("commit", "-q", "-am", "version 2")
+    out = sandbox.run("git", "checkout", "HEAD~2").stderr
+    assert f"conflict: llama/{SHARDS[0]}" in out  # never taken for a new version of the single file
+    assert "retrained" not in sandbox.modelver("status")
+    assert np.array_equal(load_file(folder / SHARDS[0])["layers.0.up.weight"], tensors["layers.0.up.weight"])
+    sandbox.modelver("pull", "--force", f"llama/{SHARDS[0]}")
+    assert sandbox.git("status", "--porcelain") == ""
+
+
+def test_a_takeover_that_fails_leaves_all_as_it_was(sandbox: Sandbox) -> None:
+    folder = sandbox.path / "llama"
+    write_folder(folder, weights())
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "singly")
+    before = sorted(os.listdir(folder))
+    sandbox.write("llama.dvc", "no pointer\n")
+    assert sandbox.exit_code("add", "llama") != 0
+    assert sorted(os.listdir(folder)) == before
+    (sandbox.path / "llama.dvc").unlink()
+    assert sandbox.git("status", "--porcelain") == ""
+    (folder / SHARDS[0]).unlink()
+    out = sandbox.modelver("add", "llama", ok=False)
+    assert "not on disk" in out or "is not there" in out
+
+
+def test_a_folder_of_several_models_is_not_taken_over(sandbox: Sandbox) -> None:
+    for name in ("a", "b"):
+        sandbox.train(f"models/{name}.safetensors", 1 if name == "a" else 2)
+    said = sandbox.run("git", "add", ".").stderr
+    assert "makes it one" not in said
+    sandbox.git("commit", "-q", "-m", "two models")
+    out = sandbox.modelver("add", "models", ok=False)
+    assert "is tracked already, expected a folder that is one model" in out
+    assert sandbox.git("status", "--porcelain") == ""
+
+
+def test_weights_of_a_folder_that_go_into_git_itself_are_named_with_the_folder(sandbox: Sandbox) -> None:
+    folder = sandbox.path / "bert base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for i in (1, 2):
+        (folder / f"pytorch_model-0000{i}-of-00002.bin").write_bytes(os.urandom(1_100_000))
+    sandbox.git("add", ".")
+    said = sandbox.run("git", "commit", "-m", "raw").stderr
+    assert said.count("hint: ") == 1
+    assert "hint: modelver add 'bert base' makes the folder one model" in said
+
+
+def test_adding_a_folder_without_one_of_its_shards_is_refused(sandbox: Sandbox) -> None:
+    write_folder(sandbox.path / "llama", weights())
+    (sandbox.path / "llama" / SHARDS[1]).unlink()
+    out = sandbox.modelver("add", "llama", ok=False)
+    assert f"names the shard '{SHARDS[1]}', which is not there" in out
+    assert sandbox.exit_code("add", "llama") == 2
+    assert not (sandbox.path / "llama.dvc").exists()
+
+
+def test_add_checks_all_its_paths_before_it_adds_one(sandbox: Sandbox) -> None:
+    sandbox.train("a.safetensors", 1)
+    sandbox.write("b.safetensors", "<html>")
+    assert sandbox.exit_code("add", "a.safetensors", "b.safetensors", "nosuch.pt") == 2
+    assert not (sandbox.path / "a.safetensors.dvc").exists()
+    assert sandbox.git("diff", "--cached", "--name-only") == ""
+    write_folder(sandbox.path / "llama", weights())
+    assert "given as a whole" in sandbox.modelver("add", "llama", f"llama/{SHARDS[0]}", ok=False)
+
+
+# Folders of TensorFlow
+
+
+@pytest.fixture(scope="module")
+def tensorflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint and a SavedModel of one network, as TensorFlow writes them, each in a folder; and its .keras file."""
+    pytest.importorskip("tensorflow")
+    folder = tmp_path_factory.mktemp("tensorflow")
+    script = (
+        "import keras, tensorflow as tf\n"
+        "m = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])\n"
+        "m.save('net.keras'); tf.saved_model.save(m, 'saved_model')\n"
+        "tf.train.Checkpoint(net=m).save('tfckpt/ckpt')\n"
+    )
+    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "KERAS_BACKEND": "tensorflow"}
+    subprocess.run([sys.executable, "-c", script], cwd=folder, env=env, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["saved_model", "tfckpt"])
+def test_folders_of_tensorflow_are_added_compared_and_known(
+    sandbox: Sandbox, tensorflow_folder: Path, name: str
+) -> None:
+    shutil.copytree(tensorflow_folder, sandbox.path, dirs_exist_ok=True)
+    assert "kernel" in sandbox.modelver("diff", "net.keras", name)
+    assert "kernel" in sandbox.modelver("diff", name, "net.keras", "--exact")
+    assert f"{name} version 1" in sandbox.modelver("add", name)
+    sandbox.git("commit", "-q", "-m", "one")
+    assert "kernel" in sandbox.modelver("show", name, "--all-tensors")
+    assert "kernel" in sandbox.modelver("diff", "net.keras", name)
+    assert "parameters" in sandbox.modelver("show", name)
+    assert "ok" in sandbox.modelver("check")

@@ -11,8 +11,20 @@ import jsonschema
 import pytest
 
 from dvc_modelver.resources import read_schema
+from dvc_modelver.worktree import safety
 from tests.sandbox import Sandbox
-from tests.security.samples import CANARY, PAYLOAD, UNKNOWN, keras_zip, pickled, zipped
+from tests.security.samples import (
+    CANARY,
+    LEGACY_LAMBDA,
+    PAYLOAD,
+    UNKNOWN,
+    call,
+    keras_h5,
+    keras_zip,
+    npy,
+    pickled,
+    zipped,
+)
 
 MODEL = "models/net.pt"
 
@@ -87,7 +99,7 @@ def test_a_commit_refuses_a_dangerous_model(sandbox: Sandbox) -> None:
     lines = [line for line in said.splitlines() if not line.startswith("modelver: hint")]
     assert lines == [f"modelver: {MODEL}: dangerous to load: posix.system (runs programs)"]
     assert f"modelver scan {MODEL}" in said
-    assert "security.allow" in said
+    assert 'allow = ["posix.system"] below [security] in .modelver.toml' in said
     assert sandbox.git("log", "--oneline").count("\n") == 2
 
 
@@ -97,6 +109,10 @@ def test_the_ways_through(sandbox: Sandbox) -> None:
     assert commit(sandbox)[0] != 0
     settings = sandbox.path / ".modelver.toml"
     settings.write_text('[security]\nallow = ["posix.system"]\n')
+    code, said = commit(sandbox)
+    assert code != 0
+    assert "hint: git add .modelver.toml" in said
+    sandbox.git("add", ".modelver.toml")
     assert commit(sandbox)[0] == 0
     assert "allowed in .modelver.toml" in sandbox.modelver("scan", MODEL)
     assert sandbox.exit_code("scan", "net@1") == 0
@@ -109,6 +125,7 @@ def test_the_ways_through(sandbox: Sandbox) -> None:
     assert commit(sandbox, "-a")[0] == 0
 
     settings.write_text("")
+    sandbox.git("commit", "-qam", "refuse again")
     write_model(sandbox, MODEL, torch_file(PAYLOAD, 2))
     sandbox.git("add", ".")
     assert commit(sandbox)[0] != 0
@@ -133,6 +150,7 @@ def test_unknown_models_are_refused_where_that_is_asked(sandbox: Sandbox) -> Non
     sandbox.modelver("add", MODEL)
     assert commit(sandbox)[0] == 0
     (sandbox.path / ".modelver.toml").write_text('[security]\nrefuse = "unknown"\n')
+    sandbox.git("add", ".modelver.toml")
     write_model(sandbox, "models/other.pt", torch_file(UNKNOWN["a class of nobody's"][1], 3))
     sandbox.git("add", ".")
     code, said = commit(sandbox)
@@ -190,3 +208,191 @@ def test_names_from_a_file_cannot_steer_the_terminal(sandbox: Sandbox) -> None:
     out = sandbox.run("modelver", "scan", "m.pt", ok=False).stdout
     assert "\x1b" not in out
     assert len(out.splitlines()) == 2
+
+
+def hinted(said: str, start: str) -> str:
+    """Give the command of the hint that begins so."""
+    line = next(line for line in said.splitlines() if line.startswith(f"modelver: hint: {start}"))
+    return line.removeprefix("modelver: hint: ").partition(" takes ")[0]
+
+
+def test_all_that_is_refused_is_named_at_once(sandbox: Sandbox) -> None:
+    both = pickled(call("posix", "system", "x"), call("builtins", "eval", "1"))
+    write_model(sandbox, "a b.pt", torch_file(both))
+    write_model(sandbox, MODEL, EVIL)
+    write_model(sandbox, "good.pt", GOOD)
+    sandbox.git("add", ".")
+    code, said = commit(sandbox)
+    assert code == 1
+    assert said.splitlines()[:2] == [
+        "modelver: a b.pt: dangerous to load: builtins.eval (runs code that the file brings along), "
+        "posix.system (runs programs)",
+        f"modelver: {MODEL}: dangerous to load: posix.system (runs programs)",
+    ]
+    assert 'allow = ["builtins.eval", "posix.system"] below [security]' in said
+    command = hinted(said, "modelver rm --cached")
+    assert command == f"modelver rm --cached 'a b.pt' {MODEL}"
+    sandbox.run("sh", "-c", command)
+    assert (sandbox.path / MODEL).read_bytes() == EVIL
+    assert commit(sandbox)[0] == 0
+    assert sandbox.git("show", "--name-only", "--format=", "HEAD").split() == [
+        ".gitignore", "good.pt.dvc", "good.pt.modelver.json", "good.pt.modelver.tensors",
+    ]  # fmt: skip
+    assert sandbox.git("status", "--short", "-uall").splitlines() == ['?? "a b.pt"', f"?? {MODEL}"]
+    sandbox.git("add", MODEL)
+    assert commit(sandbox)[0] == 1
+
+
+def test_the_names_that_are_allowed_already_stay_in_the_line(sandbox: Sandbox) -> None:
+    (sandbox.path / ".modelver.toml").write_text('[security]\nallow = ["my_package.A"]\n')
+    write_model(sandbox, MODEL, EVIL)
+    sandbox.git("add", ".")
+    said = commit(sandbox)[1]
+    line = next(line for line in said.splitlines() if "allow = " in line)
+    allow = line.partition("allow = ")[2].partition(" below")[0]
+    assert json.loads(allow) == ["my_package.A", "posix.system"]
+    (sandbox.path / ".modelver.toml").write_text(f"[security]\nallow = {allow}\n")
+    sandbox.git("add", ".modelver.toml")
+    assert commit(sandbox)[0] == 0
+
+
+def test_a_version_that_is_refused_leaves_the_commit_by_git_restore(sandbox: Sandbox) -> None:
+    write_model(sandbox, MODEL, GOOD)
+    sandbox.git("add", ".")
+    assert commit(sandbox)[0] == 0
+    write_model(sandbox, MODEL, EVIL)
+    sandbox.write("notes.md", "x")
+    sandbox.git("add", "notes.md")
+    sandbox.modelver("add", MODEL)
+    code, said = commit(sandbox)
+    assert code == 1
+    sandbox.run("sh", "-c", hinted(said, "git restore --staged"))
+    code, said = commit(sandbox)
+    assert code == 0
+    assert f"not in this commit: {MODEL} was retrained" in said
+    assert sandbox.git("show", "--name-only", "--format=", "HEAD").split() == ["notes.md"]
+    assert (sandbox.path / MODEL).read_bytes() == EVIL
+
+
+def test_a_model_that_was_never_committed_is_not_called_retrained(sandbox: Sandbox) -> None:
+    write_model(sandbox, MODEL, EVIL)
+    sandbox.git("add", ".")
+    assert commit(sandbox)[0] == 1
+    sandbox.git("restore", "--staged", ".")
+    assert "retrained" not in sandbox.modelver("status")
+    sandbox.write("notes.md", "x")
+    sandbox.git("add", "notes.md")
+    code, said = commit(sandbox, "-a")
+    assert code == 0
+    assert said == ""
+    assert sandbox.git("show", "--name-only", "--format=", "HEAD").split() == ["notes.md"]
+
+
+def test_taking_a_model_out_leaves_a_file_of_its_own(sandbox: Sandbox) -> None:
+    sandbox.dvc("config", "cache.type", "symlink")
+    write_model(sandbox, MODEL, GOOD)
+    sandbox.modelver("add", MODEL)
+    assert (sandbox.path / MODEL).is_symlink()
+    sandbox.modelver("rm", "--cached", MODEL)
+    file = sandbox.path / MODEL
+    assert not file.is_symlink()
+    assert file.read_bytes() == GOOD
+    assert sandbox.git("status", "--short", "models") == "?? models/\n"
+    sandbox.modelver("add", MODEL)
+    file.unlink()
+    assert sandbox.exit_code("rm", "--cached", MODEL) == 2
+
+
+@pytest.mark.parametrize("path", ["os.pkl", "jl.JOBLIB", "pytorch_model.bin", "w.npz", "x.pickle", "lambda.h5"])
+def test_dangerous_files_that_go_into_git_itself_are_refused(sandbox: Sandbox, path: str) -> None:
+    if path.endswith(".h5"):
+        keras_h5(sandbox.path / path, LEGACY_LAMBDA)
+    else:
+        write_model(sandbox, path, zipped({"a.npy": npy(PAYLOAD)}) if path.endswith("z") else PAYLOAD)
+    sandbox.git("add", ".")
+    code, said = commit(sandbox)
+    assert code == 1
+    assert said.startswith(f"modelver: {path}: dangerous to load: ")
+    sandbox.run("sh", "-c", hinted(said, "git restore --staged"))
+    assert sandbox.git("status", "--short") == f"?? {path}\n"
+    (sandbox.path / ".modelver.toml").write_text('[security]\nrefuse = "never"\n')
+    sandbox.git("add", ".")
+    assert commit(sandbox)[0] == 0
+
+
+def test_of_files_in_git_itself_only_danger_counts(sandbox: Sandbox) -> None:
+    (sandbox.path / ".modelver.toml").write_text('[security]\nrefuse = "unknown"\n')
+    write_model(sandbox, "firmware.bin", bytes(range(256)))
+    write_model(sandbox, "head.pkl", UNKNOWN["a class of nobody's"][1])
+    sandbox.git("add", ".")
+    assert commit(sandbox)[0] == 0
+    write_model(sandbox, "large.bin", PAYLOAD + bytes(safety.MAX_RAW_SCAN_BYTES))
+    sandbox.git("-c", "core.compression=0", "add", ".")
+    code, said = commit(sandbox)
+    assert code == 0
+    assert "large.bin: not scanned, " in said
+
+
+def test_add_warns(sandbox: Sandbox) -> None:
+    write_model(sandbox, "os.pkl", PAYLOAD)
+    done = sandbox.run("modelver", "add", "os.pkl")
+    assert done.stderr.splitlines() == [
+        "os.pkl: dangerous to load: posix.system (runs programs); git commit will refuse it"
+    ]
+    write_model(sandbox, "good.pt", GOOD)
+    assert sandbox.run("modelver", "add", "good.pt").stderr == ""
+
+
+def test_check_asks_of_the_models_that_are_here(sandbox: Sandbox) -> None:
+    write_model(sandbox, MODEL, EVIL)
+    write_model(sandbox, "os.pkl", PAYLOAD)
+    sandbox.git("add", ".")
+    assert commit(sandbox, MODELVER_SKIP="1")[0] == 0
+    sandbox.modelver("add", MODEL)
+    sandbox.git("commit", "-q", "--amend", "--no-edit", MODELVER_SKIP="1")
+    done = sandbox.run("modelver", "check", ok=False)
+    assert done.returncode == 1
+    refused = [line for line in done.stdout.splitlines() if line.startswith("refused")]
+    assert [line.split(": ", 2)[2] for line in refused] == [
+        f"{MODEL}: dangerous to load: posix.system (runs programs)",
+        "os.pkl: dangerous to load: posix.system (runs programs)",
+    ]
+    sandbox.git("rm", "-q", "--cached", "os.pkl")
+    sandbox.git("commit", "-q", "--amend", "--no-edit", MODELVER_SKIP="1")
+    sandbox.drop(sandbox.metadata_md5(MODEL))
+    done = sandbox.run("modelver", "check")
+    assert f"{MODEL}: not scanned, object {sandbox.metadata_md5(MODEL)[:8]} is not in the cache" in done.stdout
+    assert f"modelver pull {MODEL}" in done.stdout
+
+
+def test_check_takes_the_settings_that_are_committed(sandbox: Sandbox) -> None:
+    write_model(sandbox, MODEL, EVIL)
+    sandbox.modelver("add", MODEL)
+    assert commit(sandbox, MODELVER_SKIP="1")[0] == 0
+    (sandbox.path / ".modelver.toml").write_text('[security]\nallow = ["posix.system"]\n')
+    assert sandbox.exit_code("check") == 1
+    sandbox.git("commit", "-qam", "allow")
+    assert sandbox.exit_code("check", "HEAD~2..HEAD") == 0
+
+
+def test_a_folder_names_the_models_that_are_not_here(sandbox: Sandbox) -> None:
+    write_model(sandbox, MODEL, GOOD)
+    sandbox.git("add", ".")
+    assert commit(sandbox)[0] == 0
+    (sandbox.path / MODEL).unlink()
+    done = sandbox.run("modelver", "scan", ".", ok=False)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"unknown  {MODEL}",
+        f"    not on disk, so not scanned (modelver pull {MODEL})",
+    ]
+    sandbox.run("git", "checkout", "-q", "HEAD")
+    sandbox.modelver("pull")
+    assert sandbox.modelver("scan", ".") == f"safe  {MODEL}\n"
+    assert sandbox.modelver("scan", "net").startswith(f"safe  {MODEL}")
+
+
+def test_a_path_that_is_not_there(sandbox: Sandbox) -> None:
+    said = sandbox.modelver("scan", "nowhere.pt", ok=False)
+    assert said.startswith("modelver: error: nowhere.pt: no such file, folder or model")
+    assert "--format" not in sandbox.modelver("scan", "--help")

@@ -51,7 +51,7 @@ def test_a_head_that_was_cut_off_counts(sandbox: Sandbox) -> None:
 
 def test_nothing_to_compare_with_is_said(sandbox: Sandbox) -> None:
     sandbox.train("only.safetensors", 1)
-    assert "no other version" in sandbox.modelver("similar", "only.safetensors")
+    assert "nothing similar: no other version" in sandbox.modelver("similar", "only.safetensors")
     assert sandbox.exit_code("similar", "nosuch") == 2
 
 
@@ -79,3 +79,27 @@ def test_a_mistyped_file_outside_a_repository_is_named(sandbox: Sandbox, tmp_pat
     (sandbox.path / "net.safetensors").rename(tmp_path / "net.safetensors")
     out = Sandbox(tmp_path).modelver("diff", "net.safetensors", "nope.safetensors", ok=False)
     assert "nope.safetensors: no such file" in out
+
+
+def test_the_same_bytes_come_before_a_model_with_more_tensors(sandbox: Sandbox) -> None:
+    weights = make_weights(1)
+    save_file(weights, sandbox.path / "a.safetensors", {"by": "a"})
+    save_file(weights | {"steps": np.zeros(8, np.float32)}, sandbox.path / "wider.safetensors")
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    save_file(weights | {"steps": np.zeros(8, np.float32)}, sandbox.path / "a.safetensors")
+    sandbox.git("commit", "-q", "-am", "two")
+    save_file(weights, sandbox.path / "copy.safetensors", {"by": "a"})
+    found = json.loads(sandbox.modelver("similar", "copy.safetensors", "--json"))["versions"]
+    assert next((v["name"], v["number"], v["kind"]) for v in found) == ("a", 1, "identical")
+    assert {v["kind"] for v in found[1:]} == {"architecture"}
+
+
+def test_an_unrelated_model_is_near_nothing(sandbox: Sandbox) -> None:
+    sandbox.train("net.safetensors", 1)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    rng = np.random.default_rng(3)
+    save_file({"conv.kernel": rng.standard_normal((3, 3, 5)).astype(np.float32)}, sandbox.path / "other.safetensors")
+    assert sandbox.modelver("similar", "other.safetensors") == "nothing similar: no other version has a tensor of it\n"
+    assert json.loads(sandbox.modelver("similar", "other.safetensors", "--json"))["versions"] == []

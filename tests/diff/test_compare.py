@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from dvc_modelver.api.compare import compare_files
 from dvc_modelver.diff.changes import ModelDiff, Side
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.diff.render.json import render_json
@@ -213,3 +214,36 @@ def test_similarity_by_layer(tmp_path: Path) -> None:
     assert groups["layers.1"]["relative_l2"] == pytest.approx(0.02, rel=0.2)
     whole = np.linalg.norm(np.concatenate([w.ravel() for w in base(3).values()]))
     assert document["euclidean_distance"] == pytest.approx(document["relative_l2"] * whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "bfloat16"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_cast_of_a_model_with_zeros_is_a_conversion(tmp_path: Path, dtype: str, exact: bool) -> None:
+    import ml_dtypes
+
+    code = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    weights = base(2) | {"head.bias": np.zeros(10, np.float32)}
+    for name, tensors in (("old", weights), ("new", {k: w.astype(code) for k, w in weights.items()})):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    found = compare_files(tmp_path / "old.safetensors", tmp_path / "new.safetensors", exact=exact)
+    assert found.kind == "conversion", found.reason
+
+
+def test_zeros_that_are_zeros_no_more_are_no_conversion(tmp_path: Path) -> None:
+    weights = base(2) | {"head.bias": np.zeros(10, np.float32)}
+    cast_ = {k: w.astype(np.float16) for k, w in weights.items()} | {"head.bias": np.ones(10, np.float16)}
+    assert compared(tmp_path, weights, cast_).kind != "conversion"
+
+
+def test_tensors_that_were_only_renamed_did_not_change(tmp_path: Path) -> None:
+    old = base(3)
+    found = compared(tmp_path, old, {f"bert.{name}": w for name, w in old.items()})
+    text = render_text(found, unicode=False)
+    assert f"0 of {len(old)} tensors changed, {len(old)} only renamed, 0 of" in text
+    assert found.tensors_changed == len(old)  # the document counts them, as its schema says
+
+
+def test_renamed_optimizer_state_did_not_change(tmp_path: Path) -> None:
+    old = base(1) | {f"optimizer.{i}.exp_avg": np.full(100, i, np.float32) for i in range(3)}
+    new = {name.replace("optimizer.", "optimizer.state."): w for name, w in old.items()}
+    assert "optimizer state: 0 of 3 tensors changed" in render_text(compared(tmp_path, old, new))

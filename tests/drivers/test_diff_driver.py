@@ -88,7 +88,7 @@ def test_mode_change_and_unmerged_paths(two: Sandbox) -> None:
     assert "old mode 100644" in two.git("diff", "--cached")
     two.git("reset", "-q", "--hard")
     two.git("checkout", "-q", "-b", "side", "HEAD~1")
-    save(two, {"head.weight": 3.0})
+    save(two, {"layers.0.weight": 3.0})
     two.git("commit", "-q", "-am", "side")
     done = two.git("merge", "main", ok=False)
     assert "CONFLICT" in done
@@ -182,9 +182,10 @@ def test_stash_merges_and_difftool(two: Sandbox) -> None:
 
 def test_a_model_merged_on_both_sides_shows_as_a_conflict(two: Sandbox) -> None:
     two.git("checkout", "-q", "-b", "exp", "HEAD~1")
-    save(two, {"head.weight": 2.0})
-    two.git("commit", "-q", "-am", "head")
+    save(two, {"layers.0.weight": 2.0})
+    two.git("commit", "-q", "-am", "layer")
     two.git("merge", "main", ok=False)
     for command in (["diff"], ["diff", "--cached"], ["diff", "HEAD"], ["status"]):
         assert two.run("git", *command).returncode == 0
-    assert "Unmerged" in two.git("diff") or "Binary files differ" in two.git("diff") or "<<<<<<<" in two.git("diff")
+    assert f"diff --cc {TABLE}" in two.git("diff")
+    assert f"UU {TABLE}" in two.git("status", "--porcelain")

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats import open_reader
-from dvc_modelver.formats.base import Reader
+from dvc_modelver.formats.base import FileReader, Reader
+from dvc_modelver.merge.models import Merged, Side, merge_models
+from dvc_modelver.strategy import Rules, parse_strategy
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -57,9 +59,13 @@ class CountingFile(io.BytesIO):
 
 
 class ReaderContract:
-    """Inherit, and say `suffix` and `write`; also `arrays`, where the format has fewer dtypes."""
+    """Inherit, and say `suffix` and `write`; `arrays`, where the format has fewer dtypes; `has_extents` if not so."""
 
     suffix = ""
+    has_extents = True
+    """Whether all values lie plainly in the file, so that others can be put in their place."""
+    can_merge = True
+    """Whether values of both sides can be put into one file."""
 
     def arrays(self) -> Arrays:
         return some_arrays()
@@ -104,6 +110,50 @@ class ReaderContract:
         reader = open_reader(path.rename(tmp_path / "renamed.data"))
         assert reader is not None
         reader.close()
+
+    def test_values_lie_where_the_reader_says(self, tmp_path: Path) -> None:
+        path = self.file(tmp_path)
+        data = path.read_bytes()
+        with self.open(path) as reader:
+            values = values_of(reader)
+            extents = {spec.name: reader.find_extent(spec) for spec in reader.specs if isinstance(reader, FileReader)}
+        found = {name: data[place.begin : place.end] for name, place in extents.items() if place and values[name]}
+        assert found == {name: values[name] for name in found}
+        assert not self.has_extents or set(found) == {name for name in values if values[name]}
+
+    def test_a_merge_has_the_values_of_both_sides(self, tmp_path: Path) -> None:
+        arrays = self.arrays()
+        names = [name for name in arrays if arrays[name].dtype.kind == "f" and arrays[name].size]
+        first, last = names[0], names[-1]
+        ours = arrays | {first: np.asarray(arrays[first] + 1, arrays[first].dtype)}
+        theirs = arrays | {last: np.asarray(arrays[last] * 2, arrays[last].dtype)}
+        expected = ours | {last: theirs[last] if first != last else (ours[first] + theirs[first]) / 2}
+        found = self._merge(tmp_path, arrays, ours, theirs)
+        if not self.can_merge:
+            assert found.output is None
+            assert all("cannot be replaced" in d.why or "no side's" in d.why for d in found.plan.conflicts)
+            assert not (tmp_path / f"merged{self.suffix}").exists()
+            return
+        assert found.output is not None, [d.why for d in found.plan.conflicts]
+        with self.open(found.output) as reader:
+            assert values_of(reader) == {name: np.asarray(a).tobytes() for name, a in expected.items()}
+
+    def test_a_side_that_holds_the_whole_merge_is_copied(self, tmp_path: Path) -> None:
+        arrays = self.arrays()
+        name = next(iter(arrays))
+        theirs = arrays | {name: np.asarray(arrays[name] * 3, arrays[name].dtype)}
+        found = self._merge(tmp_path, arrays, arrays, theirs)
+        assert found.output is not None, [d.why for d in found.plan.conflicts]
+        assert found.output.read_bytes() == (tmp_path / f"theirs{self.suffix}").read_bytes()
+
+    def _merge(self, folder: Path, base: Arrays, ours: Arrays, theirs: Arrays) -> Merged:
+        sides = []
+        for name, arrays in (("base", base), ("ours", ours), ("theirs", theirs)):
+            path = folder / f"{name}{self.suffix}"
+            self.write(path, arrays)
+            sides.append(Side(str(path), path))
+        rules = Rules(parse_strategy("mean"))
+        return merge_models(sides[0], sides[1], sides[2], folder / f"merged{self.suffix}", rules)
 
     def test_a_listing_reads_the_header_only(self, tmp_path: Path) -> None:
         path = self.file(tmp_path, {"big": np.zeros(1_000_000, np.float32)})

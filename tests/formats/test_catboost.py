@@ -128,6 +128,7 @@ def arrays_of(reader: Reader) -> Arrays:
 
 
 class TestCatboost(ReaderContract):
+    has_extents = False
     suffix = ".cbm"
     model = train(2, depth=2)
 
@@ -136,6 +137,9 @@ class TestCatboost(ReaderContract):
 
     def write(self, path: Path, arrays: Arrays) -> None:
         path.write_bytes(saved(self.model, "cbm"))
+
+    def test_a_merge_has_the_values_of_both_sides(self, tmp_path: Path) -> None:
+        pytest.skip("the library makes the values: tests/merge/test_files.py merges ensembles")
 
     def test_a_listing_reads_the_header_only(self, tmp_path: Path) -> None:
         pool = cb.Pool(np.random.default_rng(0).standard_normal((2_000, 5)), np.arange(2_000) % 2)

@@ -31,6 +31,7 @@ class TestHdf5(ReaderContract):
 
 
 class TestCompressedHdf5(ReaderContract):
+    has_extents = False
     suffix = ".hdf5"
 
     def write(self, path: Path, arrays: Arrays) -> None:

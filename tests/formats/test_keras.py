@@ -60,6 +60,8 @@ class TestKeras(ReaderContract):
 
 
 class TestPackedAgain(ReaderContract):
+    has_extents = False
+    can_merge = False
     suffix = ".keras"
 
     def write(self, path: Path, arrays: Arrays) -> None:

@@ -19,6 +19,7 @@ savez_compressed: Any = np.savez_compressed
 
 
 class TestNpz(ReaderContract):
+    has_extents = False
     suffix = ".npz"
 
     def write(self, path: Path, arrays: Arrays) -> None:
@@ -26,6 +27,7 @@ class TestNpz(ReaderContract):
 
 
 class TestCompressedNpz(ReaderContract):
+    has_extents = False
     suffix = ".npz"
 
     def write(self, path: Path, arrays: Arrays) -> None:
@@ -112,3 +114,11 @@ def test_any_cut_of_the_directory_is_refused() -> None:
                 values_of(reader)
         except BadModelError:
             continue
+
+
+def test_what_expands_beyond_its_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = npz_with(
+        tmp_path, {"w.npy": npy(GOOD.replace("(2,)", "(80_000_000,)"), bytes(320_000_000))}, zipfile.ZIP_DEFLATED
+    )
+    with pytest.raises(BadModelError, match="at most 100 times as many"):
+        NpzReader(path)

@@ -57,6 +57,8 @@ class TestOnnx(ReaderContract):
 class TestTypedOnnx(ReaderContract):
     """Values in ``float_data`` and its like, as converters of other frameworks write them."""
 
+    has_extents = False
+    can_merge = False
     suffix = ".onnx"
 
     def write(self, path: Path, arrays: Arrays) -> None:

@@ -49,6 +49,8 @@ def dump_joblib(value: Any, compress: Any = 0, protocol: int | None = None) -> b
 
 
 class TestPickle(ReaderContract):
+    has_extents = False
+    can_merge = False
     suffix = ".pkl"
     protocol = 4
 
@@ -78,6 +80,8 @@ class TestPickle0(TestPickle):
 
 
 class TestJoblib(ReaderContract):
+    has_extents = False
+    can_merge = False
     suffix = ".joblib"
     compress: Any = 0
 

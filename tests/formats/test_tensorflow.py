@@ -41,10 +41,17 @@ VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class TestCheckpoint(ReaderContract):
+    has_extents = False
+    can_merge = False
     suffix = ".index"
 
     def write(self, path: Path, arrays: Arrays) -> None:
         write_checkpoint(path, arrays)
+
+    def test_a_side_that_holds_the_whole_merge_is_copied(self, tmp_path: Path) -> None:
+        with pytest.raises(BadModelError, match="could not be read back"):
+            super().test_a_side_that_holds_the_whole_merge_is_copied(tmp_path)
+        assert not (tmp_path / "merged.index").exists()
 
     def test_an_open_file_reads_like_a_path(self, tmp_path: Path) -> None:
         path = self.file(tmp_path)

@@ -334,35 +334,7 @@ def test_the_git_tutorial_runs_unchanged(sandbox: Sandbox) -> None:
     assert sandbox.md5("model.safetensors") == first
 
 
-# Hooks that were there
-
-
-def test_existing_hooks_run_first_and_come_back(tmp_path: Path) -> None:
-    box = Sandbox(tmp_path / "work")
-    box.path.mkdir()
-    box.git("init", "-q")
-    hook = box.path / ".git/hooks/pre-commit"
-    hook.parent.mkdir(exist_ok=True)
-    hook.write_text('#!/bin/sh\necho ran >> "$(git rev-parse --git-dir)/ran"\n')
-    hook.chmod(0o755)
-    before = hook.read_bytes()
-    box.modelver("init")
-    box.git("add", ".")
-    box.git("commit", "-q", "-m", "set up")
-    assert (box.path / ".git/ran").read_text() == "ran\n"
-    box.modelver("install")
-    box.modelver("uninstall")
-    assert hook.read_bytes() == before
-    assert not list(hook.parent.glob("*before-modelver"))
-    assert "modelver" not in (box.path / ".git/config").read_text()
-
-
-def test_install_refuses_a_hooks_folder_outside_the_clone(sandbox: Sandbox) -> None:
-    sandbox.git("config", "core.hooksPath", ".husky")
-    done = sandbox.run("git", "status")
-    assert done.returncode == 0
-    assert sandbox.exit_code("install") == 2
-    assert not (sandbox.path / ".husky").exists()
+# Set-up
 
 
 def test_init_twice_changes_nothing(sandbox: Sandbox) -> None:

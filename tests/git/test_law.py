@@ -154,67 +154,6 @@ def test_retrained_is_left_out_of_a_plain_commit_and_named(history: History) -> 
     assert box.git("show", "--name-only", "--format=", "HEAD").split() == ["code.py"]
 
 
-def test_retrained_weights_survive_a_checkout(history: History) -> None:
-    box = history.box
-    third = box.train(MODEL, 3)
-    done = box.git("checkout", "old", ok=False)
-    assert box.md5(MODEL) == third
-    if history.fsmonitor:
-        assert "would be overwritten" in done
-    else:
-        assert "conflict" in done
-        assert box.cached(third)
-
-
-def test_retrained_weights_survive_a_merge(history: History) -> None:
-    box = history.box
-    box.git("checkout", "-q", "old")
-    third = box.train(MODEL, 3)
-    done = box.git("merge", "--ff-only", "main", ok=False)
-    assert box.md5(MODEL) == third
-    if history.fsmonitor:
-        assert "would be overwritten" in done
-    else:
-        assert "conflict" in done
-        assert box.cached(third)
-
-
-def test_retrained_under_reset_hard_is_never_lost(history: History) -> None:
-    box = history.box
-    third = box.train(MODEL, 3)
-    box.git("reset", "-q", "--hard")
-    if history.fsmonitor:
-        assert_at(box, history.md5s[1])
-        assert box.cached(third)
-    else:
-        assert box.md5(MODEL) == third
-        assert box.metadata_md5(MODEL) == history.md5s[1]
-
-
-def test_stash_takes_a_retrained_model_and_pop_gives_it_back(history: History) -> None:
-    box = history.box
-    third = box.train(MODEL, 3)
-    if not history.fsmonitor:
-        box.modelver("add", "-u")
-    box.git("stash")
-    assert_at(box, history.md5s[1])
-    box.git("stash", "pop")
-    assert box.md5(MODEL) == third
-    assert box.metadata_md5(MODEL) == third
-
-
-def test_retrained_weights_survive_a_revert(history: History) -> None:
-    box = history.box
-    third = box.train(MODEL, 3)
-    done = box.git("revert", "--no-edit", "HEAD", ok=False)
-    assert box.md5(MODEL) == third
-    if history.fsmonitor:
-        assert "would be overwritten" in done
-    else:
-        assert "conflict" in done
-        assert box.cached(third)
-
-
 def test_restoring_the_metadata_brings_the_weights_back(history: History) -> None:
     box = history.box
     third = box.train(MODEL, 3)
@@ -228,29 +167,6 @@ def test_restoring_the_metadata_brings_the_weights_back(history: History) -> Non
 
 
 # Row 3: behind
-
-
-def test_the_model_follows_a_checkout_and_back(history: History) -> None:
-    box = history.box
-    box.git("checkout", "-q", "old")
-    assert_at(box, history.md5s[0])
-    box.git("checkout", "-q", "main")
-    assert_at(box, history.md5s[1])
-    box.git("switch", "-q", "--detach", "HEAD~1")
-    assert_at(box, history.md5s[0])
-
-
-def test_the_model_follows_a_fast_forward(history: History) -> None:
-    box = history.box
-    box.git("checkout", "-q", "old")
-    box.git("merge", "-q", "--ff-only", "main")
-    assert_at(box, history.md5s[1])
-
-
-def test_the_model_follows_a_hard_reset(history: History) -> None:
-    box = history.box
-    box.git("reset", "-q", "--hard", "HEAD~1")
-    assert_at(box, history.md5s[0])
 
 
 def test_the_model_follows_a_revert(history: History) -> None:

@@ -94,15 +94,16 @@ def test_torchscript_is_code_and_nothing_worse(tmp_path: Path) -> None:
 
 def sklearn_models() -> dict[str, Any]:
     from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.cluster import BisectingKMeans, FeatureAgglomeration
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingClassifier, RandomForestClassifier
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF
-    from sklearn.linear_model import LogisticRegression, SGDClassifier
+    from sklearn.linear_model import BayesianRidge, LogisticRegression, SGDClassifier
     from sklearn.model_selection import GridSearchCV
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, SplineTransformer, StandardScaler
     from sklearn.svm import SVC
 
     return {
@@ -112,6 +113,8 @@ def sklearn_models() -> dict[str, Any]:
         "gradient": SGDClassifier(), "calibrated": CalibratedClassifierCV(LogisticRegression()),
         "search": GridSearchCV(LogisticRegression(), {"C": [1, 2]}, scoring="accuracy", cv=2),
         "columns": ColumnTransformer([("a", StandardScaler(), [0]), ("b", OneHotEncoder(), [1])], remainder="passthrough"),
+        "halves": BisectingKMeans(2), "grouped": FeatureAgglomeration(2), "splines": SplineTransformer(),
+        "logarithms": FunctionTransformer(np.log1p), "ridge": BayesianRidge(),
     }  # fmt: skip
 
 

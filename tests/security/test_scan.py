@@ -16,7 +16,7 @@ import pytest
 from dvc_modelver.security.scan import scan_file, scan_path
 from dvc_modelver.security.verdicts import Scanned, Verdict
 from tests.security import samples
-from tests.security.samples import CANARY, DANGEROUS, SAFE, UNKNOWN, pickled
+from tests.security.samples import CANARY, DANGEROUS, SAFE, UNKNOWN, pickled, torch_zip, zipped
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +143,88 @@ def test_gigabytes_of_values_are_not_read(tmp_path: Path) -> None:
     with Counting(path) as counted:
         assert scan_file(counted, "large.pkl").verdict is Verdict.SAFE
     assert Counting.n_read < 1_000_000
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("start", [b"\x80\xbc", b"\x80\x04", b"\x80\x02c", b"\x1f\x8b", b"PK\x03\x04", b"\x93NUMPY"])
+def test_values_that_begin_like_a_pickle_are_values(start: bytes, protocol: int) -> None:
+    array = np.frombuffer(start.ljust(64, b"\x01"), "<f8").copy()
+    for value in (array, array[0], {"w": np.asfortranarray(array.reshape(2, 4))}, array.tobytes()):
+        assert scanned("m.pkl", pickle.dumps(value, protocol)).verdict is Verdict.SAFE
+
+
+def test_a_pickle_among_the_values_still_counts() -> None:
+    hidden = np.frombuffer(samples.PAYLOAD.ljust(64, b"\0"), "u1").copy()
+    assert scanned("m.pkl", pickle.dumps(hidden, 5)).verdict is Verdict.DANGEROUS
+    code = torch_zip(m__code=b"\x7fELF")
+    for inner, verdict in (
+        (code, Verdict.UNKNOWN),
+        (code[:-60], Verdict.SAFE),
+        (zipped({"a": samples.PAYLOAD}), Verdict.DANGEROUS),
+    ):
+        assert scanned("m.pkl", pickle.dumps(io.BytesIO(inner))).verdict is verdict
+
+
+def safetensors_file(n_header: int, values: bytes = bytes(8)) -> bytes:
+    header = b'{"a":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (len(values), len(values))
+    return n_header.to_bytes(8, "little") + header.ljust(n_header) + values
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "weights"])
+def test_safetensors_is_safe_whatever_the_length_of_its_header(name: str) -> None:
+    for n_header in (*range(0x60, 0x400), 0x8B1F + 0x10000, 0x5D):
+        assert scanned(name, safetensors_file(n_header)).verdict is Verdict.SAFE, hex(n_header)
+
+
+def test_what_else_a_safetensors_file_is_counts_where_it_is_dangerous() -> None:
+    name = "m.safetensors"
+    for inner, verdict in ((samples.PAYLOAD, Verdict.DANGEROUS), (pickled(b"}"), Verdict.SAFE)):
+        archive = zipped({"m/data.pkl": inner})
+        assert scanned(name, safetensors_file(0x180, archive)).verdict is verdict
+    appended = safetensors_file(0x180) + b"x"
+    assert scanned(name, appended).verdict is Verdict.UNKNOWN
+
+
+DAMAGED = {
+    "safetensors": ("m.safetensors", safetensors_file(96)[:-1]),
+    "NPY": ("m.npy", samples.npy(bytes(7), "'<f8'")),
+    "NPY, longer": ("m.npy", samples.npy(bytes(9), "'<f8'")),
+    "JSON": ("m.json", b'{"learner": {"a": [1, 2'),
+    "an empty one": ("m.safetensors", b""),
+    "an empty pickle": ("m.pt", b""),
+    "a page": ("m.safetensors", b"<!DOCTYPE html><html></html>"),
+    "a page, GGUF": ("m.gguf", b"<html></html>"),
+    "Git LFS": ("m.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),
+    "Git LFS, PyTorch": ("m.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),
+    "an error": ("m.ckpt", b"AccessDenied"),
+}
+SAID = {
+    "a page": "an HTML page", "a page, GGUF": "an HTML page", "Git LFS": "a Git LFS pointer",
+    "Git LFS, PyTorch": "a Git LFS pointer", "an error": "a text that begins with 'AccessDenied'",
+    "an empty one": "an empty file", "an empty pickle": "an empty file",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_damage_is_unknown_and_says_what_the_file_is(what: str) -> None:
+    found = scanned(*DAMAGED[what])
+    assert found.verdict is Verdict.UNKNOWN
+    assert [f.kind for f in found.findings] == ["damage"]
+    assert found.findings[0].reason.startswith(SAID.get(what, ""))
+
+
+def test_files_of_values_and_trees_are_known(tmp_path: Path) -> None:
+    assert scanned("model.onnx.data", b"\xff" * 100).verdict is Verdict.SAFE
+    assert scanned("model.onnx_data_1", b"\xff" * 100).verdict is Verdict.SAFE
+    assert scanned("model.onnx.data", samples.PAYLOAD).verdict is Verdict.DANGEROUS
+    assert scanned("notes.md", b"x^2 and more").verdict is Verdict.SAFE
+
+
+def test_a_zip_bomb_is_unknown() -> None:
+    data = zipped({"a.npy": samples.npy(bytes(400_000_000), "'<f8'")}, zipfile.ZIP_DEFLATED)
+    found = scanned("m.npz", data)
+    assert found.verdict is Verdict.UNKNOWN
+    assert "expands to 400000128 bytes" in found.findings[0].reason
 
 
 def _many_members() -> bytes:

@@ -11,7 +11,7 @@ from dvc_modelver.store.pointers import (
     read_pointers,
     rename_pointer,
     replace_lock_stage,
-    set_lock_out,
+    set_out,
     write_pointer,
 )
 from tests.sandbox import Sandbox
@@ -83,7 +83,7 @@ def test_a_lock_file_with_flags_from_dvc_yaml() -> None:
 
 def test_changing_one_output_or_stage_of_a_lock_keeps_the_rest() -> None:
     pointer = read_pointers(LOCK.encode(), "dvc.lock")[0]
-    changed = set_lock_out(LOCK, pointer, md5=B, size=9)
+    changed = set_out(LOCK, pointer, md5=B, size=9)
     assert changed == LOCK.replace(f"md5: {A}\n      size: 5", f"md5: {B}\n      size: 9")
     assert replace_lock_stage(changed, "train@a", LOCK) == LOCK
     with pytest.raises(BadMetadataError, match="no stage"):

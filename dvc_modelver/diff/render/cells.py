@@ -39,22 +39,25 @@ def summary_lines(change: ModelDiff, unicode: bool) -> list[str]:
     lines = [f"  {change.reason}"]
     if change.kind == "identical" or not change.tensors:
         return lines
+    own = [t for t in change.tensors if t.is_parameter]
     numbers = []
     if change.relative_l2 is not None:
-        differs = any(t.is_moved for t in change.tensors if t.is_parameter and has_same_size(t))
+        differs = any(t.is_moved for t in own if has_same_size(t))
         numbers.append(f"relative L2 {l2_text(change.relative_l2, differs=differs)}{error_text(change, unicode)}")
     if change.cosine is not None:
         numbers.append(f"cosine {cosine_text(change.cosine)}")
     if change.distance is not None:
         numbers.append(f"L2 distance {change.distance:.3g}")
-    counts = f"{change.tensors_changed:,} of {plural(change.tensors_total, 'tensor')} changed"
+    renamed = sum(t.change == "renamed" and not t.is_moved for t in own)
+    counts = f"{sum(t.is_moved for t in own):,} of {plural(len(own), 'tensor')} changed"
+    counts += f", {renamed:,} only renamed" if renamed else ""
     old, new = change.parameters["old"], change.parameters["new"]
     if old != new:
         arrow = "→" if unicode else "->"
         counts += f", {count_text(old)} {arrow} {count_text(new)} parameters"
     else:
         counts += f", {count_text(change.parameters['changed'])} of {count_text(new)} parameters in them"
-    unmatched = any(t.change in ("added", "removed") or not has_same_size(t) for t in change.tensors if t.is_parameter)
+    unmatched = any(t.change in ("added", "removed") or not has_same_size(t) for t in own)
     whose = "of the tensors on both sides: " if unmatched else ""
     return [*lines, *(["  " + whose + ", ".join(numbers)] if numbers else []), "  " + counts]
 

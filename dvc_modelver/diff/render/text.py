@@ -109,7 +109,7 @@ def _tensor_lines(change: ModelDiff, width: int, palette: Palette, *, unicode: b
                 + (f" ({_examples(same, width - 34)})" if len(same) < 4 else "")
             )
         if state:
-            moved = sum(t.change != "unchanged" for t in state)
+            moved = sum(t.is_moved for t in state)
             out.append(f"    optimizer state: {moved} of {plural(len(state), 'tensor')} changed, not counted above")
     return ["", *out] if out else out
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from dvc_modelver.diff.match import match_tensors
+from dvc_modelver.api.compare import compare_files
 from dvc_modelver.diff.render.text import render_text
+from dvc_modelver.fingerprint.match import match_tensors
 from dvc_modelver.fingerprint.row import TensorRow
 from tests.diff.test_compare import Weights, base, compared, moved
 
@@ -117,3 +119,68 @@ def test_values_that_moved_are_followed_and_the_rest_is_said() -> None:
     matching = match_tensors([row("a", "x:1"), row("b", "x:2")], [row("a", "x:3"), row("b", "x:1")])
     found = {(p.old.name if p.old else None, p.new.name if p.new else None) for p in matching.pairs}
     assert found == {("a", "b"), ("b", None), (None, "a")}
+
+
+def torch_and_keras(square: bool = False) -> tuple[Weights, Weights]:
+    """Give one network in the layouts and spellings of two frameworks."""
+    rng = np.random.default_rng(0)
+    width = 8 if square else 24
+    old: Weights = {
+        "conv.weight": rng.standard_normal((4, 3, 5, 5)),
+        "conv.bias": np.zeros(4),
+        "bn.weight": rng.standard_normal(4),
+        "bn.bias": np.zeros(4),
+        "bn.running_mean": rng.standard_normal(4),
+        "bn.running_var": rng.standard_normal(4),
+        "head.fc.weight": rng.standard_normal((width, 8)),
+        "head.fc.bias": rng.standard_normal(width),
+    }
+    old = {name: w.astype(np.float32) for name, w in old.items()}
+    new = {
+        "conv/kernel": old["conv.weight"].transpose(2, 3, 1, 0).copy(),
+        "conv/bias": old["conv.bias"],
+        "bn/gamma": old["bn.weight"],
+        "bn/beta": old["bn.bias"],
+        "bn/moving_mean": old["bn.running_mean"],
+        "bn/moving_variance": old["bn.running_var"],
+        "head/fc/kernel": old["head.fc.weight"].T.copy(),
+        "head/fc/bias": old["head.fc.bias"],
+    }
+    return old, new
+
+
+@pytest.mark.parametrize("square", [False, True])
+@pytest.mark.parametrize("back", [False, True])
+def test_transposes_are_found_under_the_names_of_another_framework(tmp_path: Path, square: bool, back: bool) -> None:
+    pair = torch_and_keras(square)
+    for name, tensors in zip(("old", "new"), pair[::-1] if back else pair, strict=True):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    found = compare_files(tmp_path / "old.safetensors", tmp_path / "new.safetensors", exact=True)
+    assert found.kind == "conversion"
+    assert found.reason == "all 8 tensors have the same values; 8 renamed, 2 of them transposed"
+    assert len(found.renames) == 1
+    assert "names in another framework's spelling" in found.renames[0]
+    assert ("kernel as weight" if back else "weight as kernel") in found.renames[0]
+    assert found.relative_l2 == 0
+    text = render_text(found, unicode=False)
+    assert "0 of 8 tensors changed, 8 only renamed" in text
+    assert "kernel" not in text.replace(found.renames[0], "")
+
+
+def test_a_transposed_layer_that_was_trained_is_measured_in_its_own_order(tmp_path: Path) -> None:
+    old, new = torch_and_keras()
+    new["head/fc/kernel"] = moved({"w": new["head/fc/kernel"]}, 0.01)["w"]
+    save_file(old, tmp_path / "old.safetensors")
+    save_file(new, tmp_path / "new.safetensors")
+    found = compare_files(tmp_path / "old.safetensors", tmp_path / "new.safetensors", exact=True)
+    (kernel,) = [t for t in found.tensors if t.name == "head/fc/kernel"]
+    assert kernel.old_name == "head.fc.weight"
+    assert kernel.relative_l2 == pytest.approx(0.01, rel=1e-3)
+    assert kernel.note == "transposed, relative L2 0.01"
+    assert found.kind in ("partial", "head", "fine-tune")
+
+
+def test_without_the_values_no_transpose_is_claimed(tmp_path: Path) -> None:
+    found = compared(tmp_path, *torch_and_keras())
+    assert found.kind == "architecture"
+    assert {t.name for t in found.tensors if t.change == "added"} == {"conv/kernel", "head/fc/kernel"}

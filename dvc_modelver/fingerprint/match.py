@@ -19,6 +19,11 @@ MIN_SHIFTED = 64
 
 _NUMBER = re.compile(r"\d+")
 _BREAK = re.compile(r"[./]")
+_SPELLINGS = {
+    "kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}  # fmt: skip
+"""What Keras calls the tensors of a layer, and PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,19 @@ class Matching:
     rules: tuple[str, ...] = ()
 
 
-def match_tensors(old: Sequence[TensorRow], new: Sequence[TensorRow]) -> Matching:
+def match_tensors(old: Sequence[TensorRow], new: Sequence[TensorRow], *, across: bool = False) -> Matching:
     """Pair the tensors of two tables.
 
     A name that is on both sides is a pair, unless the values moved to another name as they were (a layer was
     inserted, and those after it were renumbered). The rest is paired by a prefix that came, went or changed on many
     names at once; by equal digest and number of elements; by being each other's best match by sketch; and by the order
     of their numbers, where as many layers of the same shapes have others.
+
+    Args:
+        old: Tensors of the old side.
+        new: Tensors of the new side.
+        across: Pair names that two frameworks spell differently (``fc.weight``, ``fc/kernel``), of the same shape or
+            of transposed ones: for a caller that measures the values, and so sees whether they were transposed.
     """
     by_name = {row.name: row for row in old}
     named = [Pair(by_name[row.name], row, "name") for row in new if row.name in by_name]
@@ -62,7 +73,7 @@ def match_tensors(old: Sequence[TensorRow], new: Sequence[TensorRow]) -> Matchin
     left = [row for row in old if row.name not in names]
     right = [row for row in new if row.name not in names]
     rules: list[str] = []
-    for step in (_by_prefix, _by_digest, _by_sketch, _by_number):
+    for step in (_by_prefix, *([_by_spelling] if across else []), _by_digest, _by_sketch, _by_number):
         if not left or not right:
             break
         found, said = step(left, right)
@@ -139,6 +150,42 @@ def _prefix_rule(before: str, after: str, n: int) -> str:
     else:
         what = f"prefix {before!r} became {after!r}"
     return f"{what} ({n} tensor{'s' * (n != 1)})"
+
+
+def _by_spelling(left: Sequence[TensorRow], right: Sequence[TensorRow]) -> tuple[list[Pair], list[str]]:
+    sides = [defaultdict[tuple[str, ...], list[TensorRow]](list), defaultdict[tuple[str, ...], list[TensorRow]](list)]
+    for side, rows in zip(sides, (left, right), strict=True):
+        for row in rows:
+            side[_spelled(row.name)].append(row)
+    found = []
+    for name, olds in sides[0].items():
+        news = sides[1].get(name, [])
+        if len(olds) == len(news) == 1:
+            a, b = olds[0], news[0]
+            if a.shape == b.shape or find_axes(a.shape, b.shape) is not None:
+                found.append(Pair(a, b, "rule"))
+    if not found:
+        return [], []
+    ends = {(_BREAK.split(p.old.name)[-1], _BREAK.split(p.new.name)[-1]) for p in found if p.old and p.new}
+    said = ", ".join(f"{a} as {b}" for a, b in sorted(ends) if a != b) or "other separators"
+    return found, [f"names in another framework's spelling: {said} ({len(found)} tensor{'s' * (len(found) != 1)})"]
+
+
+def _spelled(name: str) -> tuple[str, ...]:
+    """Give the parts of a name, the last one as PyTorch calls it."""
+    *folders, last = _BREAK.split(name)
+    return *folders, _SPELLINGS.get(last, last)
+
+
+def find_axes(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...] | None:
+    """Give the axes of `new` in the order of `old`, for the layouts of two frameworks; None where they do not fit.
+
+    A matrix is transposed; a convolution's kernel is ``[out, in, *space]`` in PyTorch, ``[*space, in, out]`` in Keras.
+    """
+    n = len(old)
+    orders = [(1, 0)] if n == 2 else [(n - 1, n - 2, *range(n - 2)), (*range(2, n), 1, 0)] if n > 2 else []
+    fits = (order for order in orders if len(new) == n and tuple(new[i] for i in order) == tuple(old))
+    return next(fits, None)
 
 
 def _by_digest(left: Iterable[TensorRow], right: Iterable[TensorRow]) -> tuple[list[Pair], list[str]]:
