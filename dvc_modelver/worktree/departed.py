@@ -23,13 +23,15 @@ def let_go(keeper: Keeper, found: Iterable[Seen]) -> None:
 
     Retrained ones stay where they are, are put into the cache as well, and are named. So do weights whose files went
     in any other way (``rm``, ``dvc remove``): the index has those files still, or an earlier look found them gone.
+    Files that another model has now are that one's: a folder took them over, or is a folder of several models here.
 
     Args:
         keeper: Holds the work tree's state.
         found: The models that the work tree has; all others are looked at here.
     """
     paths = {seen.path for seen in found}
-    rows = [row for path, row in keeper.state.rows.items() if path not in paths and _went_just_now(keeper, row)]
+    gone = [row for path, row in keeper.state.rows.items() if path not in paths and not is_shared(path, paths)]
+    rows = [row for row in gone if _went_just_now(keeper, row)]
     if not rows:
         return
     unreadable = keeper.repo.unreadable(keeper.repo.work_tree)
@@ -37,6 +39,11 @@ def let_go(keeper: Keeper, found: Iterable[Seen]) -> None:
     for row in rows:
         if row.pointer_path not in unreadable and not tracked & {row.path, metadata_path(row.path), _own_file(row)}:
             _let_go_one(keeper, row)
+
+
+def is_shared(path: str, others: Iterable[str]) -> bool:
+    """Whether one of the other models lies inside a model's folder, or is a folder around it."""
+    return any(other.startswith(f"{path}/") or path.startswith(f"{other}/") for other in others)
 
 
 def _went_just_now(keeper: Keeper, row: Row) -> bool:

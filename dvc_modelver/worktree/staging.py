@@ -20,6 +20,7 @@ from dvc_modelver.store.folders import is_folder_oid
 from dvc_modelver.store.gate import MAX_GATE_BYTES, GatePointer, find_gate, is_raw_weights
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
+from dvc_modelver.worktree.departed import is_shared
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
@@ -401,7 +402,8 @@ class Stager:
             path = find_model_path(change.path)
             if change.status != "D" or path is None or change.path != metadata_path(path):
                 continue
-            if (self.repo.top / path).exists() and not any(p.path == path for p in self.repo.pointers(view)):
+            tracked = [p.path for p in self.repo.pointers(view)]
+            if (self.repo.top / path).exists() and path not in tracked and not is_shared(path, tracked):
                 self.keeper.say(f"{path}: tracked no more, and still on disk\nhint: rm {word(path)}")
 
     def _name_left_out(self) -> None:

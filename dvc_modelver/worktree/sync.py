@@ -21,7 +21,7 @@ from dvc_modelver.repository import CommitView, Repository, TrackedModel
 from dvc_modelver.store.folders import folder_bytes, is_folder_oid, iter_files
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer, read_pointers, read_wdir, write_pointer
-from dvc_modelver.worktree.departed import let_go
+from dvc_modelver.worktree.departed import is_shared, let_go
 from dvc_modelver.worktree.describe import Contents, Description, describe, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
 from dvc_modelver.worktree.state import (
@@ -224,8 +224,9 @@ class Keeper:
                 del self.state.rows[path]
                 continue
             metadata, pointer = self.repo.top / metadata_path(path), self.repo.top / row.pointer_path
-            is_others = any(other.startswith(f"{path}/") or path.startswith(f"{other}/") for other in paths)
-            agreed = "" if is_others else row.agreed  # a folder's files are models of their own here, or were
+            agreed = (
+                "" if is_shared(path, paths) else row.agreed
+            )  # a folder's files are models of their own here, or were
             self.state.rows[path] = replace(
                 row, agreed=agreed, metadata_stamp=stamp_of(metadata), pointer_stamp=stamp_of(pointer)
             )

@@ -227,7 +227,7 @@ def test_a_folder_takes_over_what_was_tracked_singly_in_it(sandbox: Sandbox, com
     assert set(os.listdir(folder)) <= set(before)
     assert not (folder / ".gitignore").exists()
     assert sandbox.git("ls-files", "llama") == ""
-    sandbox.git("commit", "-q", "-m", "as one")
+    assert "tracked no more" not in sandbox.run("git", "commit", "-q", "-m", "as one").stderr
     assert sandbox.git("status", "--porcelain") == ""
     assert [line.split()[-1] for line in sandbox.modelver("list").splitlines()[1:]] == ["llama"]
     listing = sandbox.git("ls-files").split()
