@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dvc_modelver.errors import NotFoundError, UsageError
+from dvc_modelver.errors import UsageError
 from dvc_modelver.git.porcelain import Git
 from dvc_modelver.metadata import METADATA_SUFFIX
 from dvc_modelver.repository import CommitView, Repository, is_pointer_file
@@ -165,10 +165,7 @@ def _of_commits(repo: Repository, trees: Iterable[Repository]) -> Iterator[tuple
 
 def _of_blob(repo: Repository, oid: str, path: str) -> set[str]:
     if is_naming_file(path):
-        try:
-            return find_md5s(repo.objects.read_blob(oid))
-        except NotFoundError:
-            return find_md5s(repo.git.run("cat-file", "blob", oid))  # a partial clone fetches it now
+        return find_md5s(repo.objects.read_blob(oid))
     if 0 < repo.objects.blob_size(oid) <= MAX_GATE_BYTES:
         gate = find_gate(repo.objects.read_blob(oid))
         return {gate.md5} if gate is not None else set()

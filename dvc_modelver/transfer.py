@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, NotFoundError, ObjectMissing
+from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ObjectMissing
 from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import Repository, is_pointer_file
@@ -106,16 +106,9 @@ def _pointers_of_blob(repo: Repository, commit: str, oid: str, path: str) -> lis
     folder, name = posixpath.split(path)
     dvc_yaml = repo.objects.read_file(commit, posixpath.join(folder, "dvc.yaml")) if name == "dvc.lock" else None
     try:
-        return read_pointers(_read_blob(repo, oid), path, dvc_yaml=dvc_yaml)
+        return read_pointers(repo.objects.read_blob(oid), path, dvc_yaml=dvc_yaml)
     except BadMetadataError:
         return []
-
-
-def _read_blob(repo: Repository, oid: str) -> bytes:
-    try:
-        return repo.objects.read_blob(oid)
-    except NotFoundError:
-        return repo.git.run("cat-file", "blob", oid)  # a partial clone fetches it now
 
 
 # To the remote

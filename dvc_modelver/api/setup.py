@@ -276,7 +276,7 @@ def uninstall(folder: str | Path = ".") -> list[Step]:
     step = _write_clone_attributes(repo.layout, "")
     steps += [step] if step.changed else []
     remove(repo.layout.state_dir / MERGES)
-    for name in ("state", "gate", "committed", "lock", "asked", "told"):
+    for name in ("state", "gate", "committed", "lock", "objects.lock", "asked", "told"):
         (repo.layout.state_dir / name).unlink(missing_ok=True)
     return steps
 

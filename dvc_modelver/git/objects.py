@@ -1,4 +1,4 @@
-"""Reads blobs and trees without starting a process (pygit2)."""
+"""Reads blobs and trees without starting a process (pygit2), but for what a partial clone has to fetch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
+from dvc_modelver.git.porcelain import Git
 
 
 class ObjectReader:
@@ -33,7 +34,7 @@ class ObjectReader:
         """Give a blob's bytes.
 
         Raises:
-            NotFoundError: No such object (a partial clone may lack it).
+            NotFoundError: No such object, and none that a partial clone could fetch.
             UsageError: The blob is larger than `max_bytes`.
         """
         import pygit2
@@ -41,12 +42,19 @@ class ObjectReader:
         try:
             blob = self._repo[oid]
         except (KeyError, ValueError) as err:
-            raise NotFoundError(f"blob {oid}: not in this repository", hint="git fetch --refetch") from err
+            return self._fetch_blob(oid, err)
         if not isinstance(blob, pygit2.Blob):
             raise NotFoundError(f"object {oid}: found a {blob.type_str}, expected a blob")
         if blob.size > max_bytes:
             raise UsageError(f"blob {oid}: {blob.size} bytes, expected at most {max_bytes}")
         return bytes(blob.data)
+
+    def _fetch_blob(self, oid: str, why: Exception) -> bytes:
+        """Have git fetch a blob that a partial clone lacks."""
+        code, content = Git(Path(self._repo.path)).run_for_code("cat-file", "blob", oid, codes=(0, 1, 128))
+        if code != 0:
+            raise NotFoundError(f"blob {oid}: not in this repository", hint="git fetch --refetch") from why
+        return content
 
     def blob_size(self, oid: str) -> int:
         """Give a blob's size in bytes without reading it; 0 for an object that is no blob or not here."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from dvc_modelver.errors import BadMetadataError, BadModelError, word
+from dvc_modelver.errors import BadMetadataError, BadModelError, ObjectCorrupt, word
 from dvc_modelver.store.dvcconfig import DvcSettings
 from dvc_modelver.store.folders import hash_folder, is_folder_oid, parse_listing
 from dvc_modelver.store.hashing import RACY_NS, Hashes, Progress, hash_file
@@ -43,6 +43,16 @@ class Cache(Objects):
     def has_alone(self, oid: str, *, legacy: bool = False) -> bool:
         """Whether this one object is there, by name; of a folder, its listing."""
         return super().has(oid, legacy=legacy)
+
+    def holds(self, oid: str) -> bool:
+        """Whether the object is there with all its files, and each is what its name says."""
+        if not self.has(oid):
+            return False
+        try:
+            self.check(oid)
+        except ObjectCorrupt:
+            return False
+        return True
 
     def check_alone(self, oid: str, *, legacy: bool = False) -> None:
         """Make sure of this one object's bytes; of a folder's, its listing's; see `Objects.check`."""

@@ -182,6 +182,26 @@ class Objects:
             self._publish(temp, oid, is_hashed=True, legacy=legacy)
         return True
 
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """Give a new folder on the cache's file system, for objects that are to be hashed; it goes in the end."""
+        with self._new_object(Path("object"), 0) as temp:
+            temp.mkdir()
+            yield temp
+
+    def take_in(self, file: Path, oid: str, *, legacy: bool = False) -> bool:
+        """Make a file an object of the cache, if its bytes are what the name says; of legacy text that cannot be told.
+
+        Returns:
+            False when they are not; nothing was touched then.
+        """
+        if hash_file(file, sha256=False).md5 != oid.removesuffix(".dir") and (not legacy or oid.endswith(".dir")):
+            return False
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        self._publish(file, oid, is_hashed=True, legacy=legacy)
+        return True
+
     def _keep_bytes(self, wrong: Path) -> None:
         """Give an object with other bytes than its name says a second name, which says so."""
         right = self.path_of(hash_file(wrong, sha256=False).md5)

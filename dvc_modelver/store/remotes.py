@@ -190,24 +190,38 @@ class Remote:
         return result
 
     def _fetch_objects(self, oids: set[str], legacy: bool, result: FetchResult) -> None:
-        from dvc_data.hashfile.hash_info import HashInfo
+        """Fetch some objects at a time beside the cache, so that none of its names ever has bytes not hashed."""
+        from dvc.fs.callbacks import TqdmCallback
+        from dvc_objects.fs.generic import transfer
+        from dvc_objects.fs.local import localfs
 
         absent = self.missing(oids, legacy=legacy)
         result.failed.update({oid: f"object {oid[:8]} is not on {self.url}\n{NOT_THERE_HINT}" for oid in absent})
-        todo = oids - absent
-        with _quiet() as said, _explained(self.url):
-            if todo:
-                kind = "md5-dos2unix" if legacy else "md5"
-                self._repo.cloud.pull([HashInfo(kind, oid) for oid in sorted(todo)], remote=self.name)
-        for oid in todo:
-            if not self._cache.path_of(oid, legacy=legacy).is_file():
-                why = f": {said[-1]}" if said else ""
-                result.failed[oid] = f"object {oid[:8]} could not be fetched from {self.url}{why}"
-            elif not self._cache.verify(oid, legacy=legacy):
-                self._cache.path_of(oid, legacy=legacy).unlink()
-                result.failed[oid] = f"object {oid[:8]} on {self.url} has other bytes than its md5 says"
-            else:
-                result.fetched.add(oid)
+        todo = sorted(oids - absent)
+        if not todo:
+            return
+        with (
+            _quiet() as said,
+            _explained(self.url),
+            TqdmCallback(desc=f"Fetching from {self.url}", size=len(todo), unit="file") as progress,
+        ):
+            odb = self._odb(legacy=legacy)
+            for start in range(0, len(todo), JOBS):
+                some = todo[start : start + JOBS]
+                with self._cache.incoming() as folder:
+                    transfer(
+                        odb.fs, [odb.oid_to_path(oid) for oid in some], localfs, [str(folder / oid) for oid in some],
+                        callback=progress, batch_size=odb.fs.jobs,
+                        on_error=lambda _from, _to, err: said.append(_one_line(err)),
+                    )  # fmt: skip
+                    for oid in some:
+                        if not (folder / oid).is_file():
+                            why = f": {said[-1]}" if said else ""
+                            result.failed[oid] = f"object {oid[:8]} could not be fetched from {self.url}{why}"
+                        elif self._cache.take_in(folder / oid, oid, legacy=legacy):
+                            result.fetched.add(oid)
+                        else:
+                            result.failed[oid] = f"object {oid[:8]} on {self.url} has other bytes than its md5 says"
 
     def open_object(self, oid: str, *, legacy: bool = False, block_bytes: int = 1 << 16) -> BinaryIO:
         """Open an object on the remote for reading by range; nothing is put into the cache.

@@ -282,7 +282,7 @@ class Keeper:
         cache, file = self.repo.cache(seen.path), self.repo.top / seen.path
         if not cache.has(target, legacy=seen.model.pointer.legacy):
             return False
-        if seen.md5 is not None and not cache.has(seen.md5):
+        if seen.md5 is not None and not cache.holds(seen.md5):
             cache.store_path(file, link=False)
         cache.materialise(target, file, legacy=seen.model.pointer.legacy)
         self.remember(seen, agreed=target, md5=target)
@@ -293,7 +293,7 @@ class Keeper:
         recorded = (seen.model.metadata.md5 if seen.model.metadata else None) or seen.model.pointer.md5
         if seen.md5 is not None and not seen.md5.startswith("?"):
             cache = self.repo.cache(seen.path)
-            if not cache.has(seen.md5):
+            if not cache.holds(seen.md5):
                 cache.store_path(self.repo.top / seen.path, link=False)
         why = seen.model.problem or (
             f"weights are {(seen.md5 or 'absent')[:8]}, the checked-out metadata names {(recorded or '?')[:8]}"

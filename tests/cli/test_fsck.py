@@ -209,3 +209,14 @@ def test_a_remote_out_of_reach_is_no_answer(both: Sandbox) -> None:
 def test_fsck_is_a_function_too(both: Sandbox) -> None:
     found = api.fsck(remote=True, folder=both.path)
     assert (found.objects, found.problems, found.hints, found.repaired) == (5, [], [], [])
+
+
+def test_a_partial_clone_is_checked_to_the_end(both: Sandbox, tmp_path: Path) -> None:
+    train(both, 3)
+    both.git("push", "-q")
+    both.git("config", "-f", str(tmp_path / "origin.git/config"), "uploadpack.allowFilter", "true")
+    both.run("git", "clone", "-q", "--filter=blob:none", f"file://{tmp_path}/origin.git", str(tmp_path / "part"))
+    part = Sandbox(tmp_path / "part")
+    assert "?" in part.git("rev-list", "--objects", "--all", "--missing=print")
+    part.modelver("install")
+    assert check(part, "--remote", "--all")["objects"] == check(both, "--remote", "--all")["objects"] == 6

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from tests.sandbox import Sandbox, make_weights, md5_of
 
 MODEL = "models/net.safetensors"
+BIG_FILES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
 
 
 @pytest.fixture
