@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from dvc_modelver.drivers.message import find_git_command
 from dvc_modelver.errors import ModelverError, environment_error
 from dvc_modelver.repository import Repository
 from dvc_modelver.worktree.merge_files import FileMerge, choose_version
@@ -35,7 +36,8 @@ def main(argv: list[str]) -> int:
     try:
         repo = Repository.open()
         with locked(repo.layout.state_dir):
-            choose = partial(choose_version, Merger(repo, say), command=os.environ.get("MODELVER_GIT_PID", ""))
+            pid = os.environ.get("MODELVER_GIT_PID", "")
+            choose = partial(choose_version, Merger(repo, say), command=pid, side=find_side(pid))
             texts = (Path(file).read_bytes() for file in (base, ours, theirs))
             result, is_clean = FileMerge(repo, path, say, choose).merge(*texts)
         if result is not None:
@@ -50,6 +52,15 @@ def main(argv: list[str]) -> int:
         say(report_bug(err, ["driver", "merge", *argv]))
         return 1
     return 0 if is_clean else 1
+
+
+def find_side(pid: str) -> str:
+    """Give the side that ``-X`` of the Git command chooses; empty where it chooses none, or that cannot be told."""
+    words = find_git_command(pid) or []
+    options = [word.removeprefix("--strategy-option=").removeprefix("-X") for word in words]
+    found = [value for value in options if value in ("ours", "theirs")]
+    said = any(word.startswith(("-X", "--strategy-option")) for word in words)
+    return found[-1] if found and said else ""
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dvc_modelver.errors import BadModelError
 from dvc_modelver.formats.base import Folder, LocalFolder, Reader, measure, read_exactly
 from dvc_modelver.formats.impostors import START_BYTES, find_impostor
 
-__all__ = ["Folder", "LocalFolder", "Reader", "known_suffixes", "open_folder", "open_reader"]
+__all__ = ["Folder", "LocalFolder", "Reader", "claimed_format", "known_suffixes", "open_folder", "open_reader"]
 
 ENTRY_POINTS = "dvc_modelver.formats"
 
@@ -116,6 +116,12 @@ def known_suffixes() -> tuple[str, ...]:
         *(suffix for suffix in ours if suffix not in _ALSO_DATA),
         *(suffix for known in _plugins() for suffix in known.SUFFIXES),
     )
+
+
+def claimed_format(name: str) -> str | None:
+    """Give the format that files of this name have as a rule; None where the suffix says nothing."""
+    claimed = _find_claimed(name)
+    return claimed.FORMAT if claimed is not None else None
 
 
 def _claimed_by_name(file: BinaryIO, claimed: _Format | None, name: str) -> _Format | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from dvc_modelver.errors import BadModelError, UsageError, word
-from dvc_modelver.formats import LocalFolder, Reader, open_reader
+from dvc_modelver.formats import LocalFolder, Reader, claimed_format, open_reader
 from dvc_modelver.merge.files import FileJob, FileSide, check_written, merge_metadata
 from dvc_modelver.merge.folders import merge_folders
 from dvc_modelver.merge.output import Merged, make_table, new_file, synced
@@ -67,6 +67,12 @@ def _merge_files(opened: Mapping[str, Opened], output: Path, rules: Rules, progr
     job = FileJob(result, decided.facts, {key: _file_of(opened[key]) for key in ("ours", "theirs")})
     if job.obstacles:
         return Merged(decided.with_obstacles(job.obstacles))
+    fmt, claimed = opened["ours"].reader.format, claimed_format(output.name)
+    if claimed not in (None, fmt) and output.suffix != Path(opened["ours"].side.name).suffix:
+        raise BadModelError(
+            f"{output}: has the suffix of another format ({claimed}), expected one of {fmt}: that of ours",
+            hint="give the output the suffix of ours",
+        )
     with new_file(output) as (file, temp):
         job.write(file, progress)
         file.flush()

@@ -24,7 +24,7 @@ from dvc_modelver.store.pointers import (
     replace_lock_stage,
     set_out,
 )
-from dvc_modelver.strategy import Rules
+from dvc_modelver.strategy import Rules, Strategy
 from dvc_modelver.transfer import Say
 from dvc_modelver.worktree.merging import Merger, Outcome, Versions, merge_documents
 
@@ -245,7 +245,7 @@ def _same_out(path: str, ours: Mapping[str, Pointer], side: Mapping[str, Pointer
     return side.get(path)
 
 
-def choose_version(merger: Merger, model: str, versions: Versions, *, command: str = "") -> Chosen:
+def choose_version(merger: Merger, model: str, versions: Versions, *, command: str = "", side: str = "") -> Chosen:
     """Decide which version of a model a merge has, by the rules of ``.modelver.toml``; what was computed is told.
 
     Args:
@@ -253,17 +253,23 @@ def choose_version(merger: Merger, model: str, versions: Versions, *, command: s
         model: The model's path.
         versions: What is merged.
         command: Process id of the Git command.
+        side: ``ours`` or ``theirs`` where the user said so (``git merge -X``): it decides what rules leave open.
     """
     known = unanimous(versions)
     if known is not None:
         return known
     rules = merger.repo.settings.merge_rules(model)
+    whole = Chosen(versions.theirs if side == "theirs" else versions.ours, is_clean=True, is_whole=True)
     if is_of_pipeline(merger.repo, model) and rules == Rules():
-        return Chosen(versions.ours, is_clean=False)
+        return whole if side else Chosen(versions.ours, is_clean=False)
+    if side and rules.default == Strategy():
+        rules = replace(rules, default=Strategy(side))
     outcome, is_new = merger.merge(model, versions, rules, command=command)
     if is_new:
         merger.say("\n".join(told(model, outcome)))
-    return Chosen(outcome.md5, True, outcome) if outcome.md5 else Chosen(versions.ours, is_clean=False)
+    if outcome.md5:
+        return Chosen(outcome.md5, True, outcome)
+    return whole if side and not outcome.undecided else Chosen(versions.ours, is_clean=False)
 
 
 def is_of_pipeline(repo: Repository, model: str) -> bool:

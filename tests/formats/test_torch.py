@@ -711,7 +711,6 @@ HOSTILE: dict[str, Callable[[], io.BytesIO]] = {
     "byte order": lambda: archive_of({}, {"a/byteorder": b"middle"}),
     "long byte order": lambda: archive_of({}, {"a/byteorder": b"little" * 1000}),
     "nothing": io.BytesIO,
-    "a plain pickle": lambda: io.BytesIO(pickle.dumps({"w": [1.0]})),
     "legacy, other protocol": lambda: io.BytesIO(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1002, 2) + pickle.dumps({}, 2) * 3),
     "legacy, keys of nothing": lambda: stream_of([(*FLOAT, None)], [("1", np.arange(6.0))]),
     "legacy, too many keys": lambda: stream_of([(*FLOAT, None)], [("0", np.arange(6.0)), ("1", np.arange(6.0))]),

@@ -167,6 +167,14 @@ def test_conflicts_are_decided_in_several_steps(sandbox: Sandbox) -> None:
     check_whole(box)
 
 
+@pytest.mark.parametrize("side", ["ours", "theirs"])
+def test_the_option_of_git_merge_decides(clashing: Sandbox, side: str) -> None:
+    clashing.git("merge", "-q", "-X", side, "other", "-m", "merge")
+    wanted = OURS if side == "ours" else CLASH
+    assert is_same(on_disk(clashing), JOINED | {"layers.0.weight": wanted["layers.0.weight"]})
+    check_whole(clashing)
+
+
 def test_an_aborted_merge_leaves_everything_as_it_was(clashing: Sandbox) -> None:
     clashing.git("merge", "other", ok=False)
     clashing.modelver("merge", "--take", "theirs")
