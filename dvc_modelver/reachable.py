@@ -24,7 +24,11 @@ MAX_NAMING_BYTES = 1 << 20
 """A larger blob is not looked into for objects that nothing needs."""
 _MD5 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?:\.dir)?(?![0-9a-f])")
 _POINTER = re.compile(rb"^outs:|^stages:|\"modelver\.metadata/|^modelver\.gate/", re.M)
-_HEADS = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "REBASE_HEAD", "ORIG_HEAD", "FETCH_HEAD")
+_HEADS = (
+    "MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "REBASE_HEAD", "ORIG_HEAD", "FETCH_HEAD", "MERGE_AUTOSTASH",
+    "rebase-merge/autostash", "rebase-apply/autostash", "rebase-merge/orig-head", "rebase-apply/orig-head",
+)  # fmt: skip
+"""Files of a Git folder that begin their lines with a commit which no ref or reflog may have."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ def test_whatever_names_an_object_keeps_it(box: Sandbox, tmp_path: Path) -> None
         named[f"stash {seed}"] = box.train(MODEL, seed)
         box.modelver("add", "-u")
         box.git("stash", "-q")
+    named["autostash"] = box.train(MODEL, 11)
+    box.modelver("add", "-u")
+    stashed = box.git("stash", "create")
+    box.git("reset", "-q", "--hard")
     box.git("worktree", "add", "-q", "--detach", str(tmp_path / "tree"))
     tree = Sandbox(tmp_path / "tree")
     named["detached work tree"] = train(tree, 7)
@@ -62,6 +66,7 @@ def test_whatever_names_an_object_keeps_it(box: Sandbox, tmp_path: Path) -> None
     box.write("data.csv", "1,2\n")
     box.dvc("add", "-q", "data.csv")
     named["pointer that is only a file"] = box.md5("data.csv")
+    (box.path / ".git/MERGE_AUTOSTASH").write_text(stashed)  # as during a merge --autostash that met a conflict
     assert set(named.values()) <= cached(box)
     before = cached(box)
     gc(box, "--force")
