@@ -257,9 +257,12 @@ def test_init_refuses_before_it_writes(tmp_path: Path) -> None:
     box = Sandbox(tmp_path / "work")
     box.path.mkdir()
     box.run("git", "init", "-q")
-    box.git("config", "core.hooksPath", ".husky")
-    failing(box, "init", code=2)
-    assert sorted(p.name for p in box.path.iterdir()) == [".git"]
+    box.dvc("init", "-q")
+    box.dvc("remote", "add", "-q", "-d", "storage", str(tmp_path / "one"))
+    before = sorted(p.name for p in box.path.iterdir())
+    failing(box, "init", "--remote", str(tmp_path / "other"), code=2)
+    assert sorted(p.name for p in box.path.iterdir()) == before
+    assert "modelver" not in box.git("config", "--list")
     box.modelver("init", "--no-hooks")
     assert "filter.modelver.process" in box.git("config", "--list")
 
