@@ -49,6 +49,11 @@ modelver_concerned() { # true when one moved, or metadata in the index names oth
     ! git -c core.fsmonitor=false ls-files -z -- '*.modelver.json' | "$modelver_python" -I -S "$modelver_probe" concerned
 }
 
+modelver_resolved() { # true in a merge in which a model was in conflict, even where ours was added as it is
+    [ -e "${GIT_DIR:-.git}/MERGE_HEAD" ] &&
+        [ -n "$(git -c core.fsmonitor=false ls-files --resolve-undo -- '*.modelver.json')" ]
+}
+
 modelver_touches() { # true when 'git diff <args>' touches a pointer, metadata or a model file
     ! git -c core.fsmonitor=false diff --no-ext-diff --quiet "$@" -- '*.dvc' 'dvc.lock' '*/dvc.lock' \
         '*.modelver.json' '*.modelver.tensors' .modelver.toml ':(icase)*.safetensors' ':(icase)*.pt' \
@@ -59,7 +64,8 @@ modelver_touches() { # true when 'git diff <args>' touches a pointer, metadata o
 }
 
 modelver_complete_index() { # before a commit: what is staged of a model becomes whole, or the commit is refused
-    if modelver_touches --cached || [ -e "${GIT_DIR:-.git}/modelver/gate" ] || { ! modelver_asked && modelver_moved; }; then
+    if modelver_touches --cached || modelver_resolved || [ -e "${GIT_DIR:-.git}/modelver/gate" ] ||
+        { ! modelver_asked && modelver_moved; }; then
         modelver_hook "$modelver_name"
         modelver_code=$?
         [ "$modelver_code" = 127 ] || return "$modelver_code"

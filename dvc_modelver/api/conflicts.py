@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +14,8 @@ from dvc_modelver.metadata import ModelMetadata, find_model_path
 from dvc_modelver.repository import Repository, is_pointer_file
 from dvc_modelver.strategy import Rules, parse_strategy
 from dvc_modelver.transfer import Say
-from dvc_modelver.worktree.merge_files import Chosen, FileMerge, is_of_pipeline, unanimous
-from dvc_modelver.worktree.merging import MERGES, Merger, Outcome, Versions
+from dvc_modelver.worktree.merge_files import Chosen, FileMerge, is_of_pipeline, kept_ours, unanimous
+from dvc_modelver.worktree.merging import TAKEN, Merger, Outcome, Versions
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import apply_law, write_if_changed
 
@@ -91,7 +90,7 @@ class _Resolution:
         self.repo, self.say = repo, say
         self.files = _unmerged(repo)
         self.merger = Merger(repo, say)
-        self._note = repo.layout.state_dir / MERGES / "taken"
+        self._note = repo.layout.state_dir / TAKEN
         self.taken: dict[str, dict[str, str]] = _read_json(self._note)
         self.outcomes: dict[str, Outcome] = {}
 
@@ -101,7 +100,7 @@ class _Resolution:
         matched = set()
         for key, outcome in self.outcomes.items():
             chosen = self.taken.setdefault(key, {})
-            for name in outcome.undecided:
+            for name in (*outcome.undecided, *(name for name in chosen if name)):
                 found = [p for p in patterns if fnmatch.fnmatchcase(name, p)]
                 matched.update(found)
                 if found or not patterns:
@@ -175,16 +174,12 @@ def _removed(path: str, side: str) -> Conflict:
 
 
 def _unmerged(repo: Repository) -> dict[str, tuple[str | None, str | None, str | None]]:
-    """Give path -> blob ids of base, ours and theirs of the files in conflict that are a model's."""
-    found: dict[str, list[str | None]] = {}
-    for line in repo.git.run("ls-files", "-u", "-z").split(b"\0"):
-        if line:
-            head, _, name = line.partition(b"\t")
-            path = os.fsdecode(name)
-            _, oid, stage = head.decode().split(" ")
-            if find_model_path(path) is not None or is_pointer_file(path):
-                found.setdefault(path, [None, None, None])[int(stage) - 1] = oid
-    return {path: (oids[0], oids[1], oids[2]) for path, oids in sorted(found.items())}
+    """Give path -> blob ids of base, ours and theirs of the files in conflict that are a model's.
+
+    While Git's merge is under way, files that were only added as ours has them count as well.
+    """
+    found = repo.git.unmerged() | kept_ours(repo)
+    return {path: oids for path, oids in sorted(found.items()) if find_model_path(path) or is_pointer_file(path)}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from dvc_modelver.api.setup import hidden_models
 from dvc_modelver.checks import Problem, check_commits, check_tip, parents_of
 from dvc_modelver.errors import NotFoundError, UsageError, word
 from dvc_modelver.formats import LocalFolder, known_suffixes
-from dvc_modelver.metadata import ModelMetadata, TensorTable, metadata_path, table_digest, table_path
+from dvc_modelver.metadata import (
+    ModelMetadata,
+    TensorTable,
+    find_model_path,
+    metadata_path,
+    table_digest,
+    table_path,
+)
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.registry.history import Version, iter_versions, paths_of, version_at
 from dvc_modelver.registry.tags import ModelTag, read_tags
@@ -22,6 +29,7 @@ from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.transfer import objects_of_commits
 from dvc_modelver.worktree.describe import read_contents
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.merge_files import kept_ours
 from dvc_modelver.worktree.safety import check_models
 from dvc_modelver.worktree.state import read_state
 from dvc_modelver.worktree.sync import Seen, look
@@ -53,9 +61,10 @@ def status(folder: Path | None = None) -> list[ModelStatus]:
     repo = Repository.open(folder)
     repo.dvc_root()
     index = repo.index()
+    unmerged = {path for file in repo.git.unmerged() | kept_ours(repo) if (path := find_model_path(file)) is not None}
     found = []
     for seen in look(repo, read_state(repo.layout.state_dir)):
-        line = _status_of(repo, seen, index.read(metadata_path(seen.path)))
+        line = _status_of(repo, seen, index.read(metadata_path(seen.path)), unmerged)
         if line is not None:
             found.append(line)
     unreadable = repo.unreadable(repo.work_tree)
@@ -127,12 +136,14 @@ def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
         yield ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
 
 
-def _status_of(repo: Repository, seen: Seen, staged: bytes | None) -> ModelStatus | None:
+def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set[str]) -> ModelStatus | None:
     path, model = seen.path, seen.model
     if model.metadata is None and not model.problem:
         return ModelStatus(path, "undescribed", "tracked by DVC, no metadata", "modelver add --all")
     if model.problem:
         return ModelStatus(path, "conflict", model.problem, f"modelver refresh {word(path)}")
+    if path in unmerged:
+        return ModelStatus(path, "conflict", "changed on both sides of a merge", "modelver merge")
     assert model.metadata is not None
     match seen.action:
         case Action.DESCRIBE:

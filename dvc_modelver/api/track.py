@@ -236,6 +236,11 @@ class _Adder:
                 f"{path}: {inside[0]} in it is tracked already, expected a folder that is one model",
                 hint=f"modelver add {word(path)}/FILE; or dvc remove the outputs inside first",
             )
+        if file.resolve() == self.repo.top.resolve():
+            raise UsageError(
+                f"{path}: the whole repository, expected models",
+                hint="modelver add -u; or modelver add --all; git add .",
+            )
         in_git = self.repo.git.index_entries(path)
         if in_git and not is_one:
             raise UsageError(

@@ -11,7 +11,7 @@ from dvc_modelver.drivers.message import find_git_command
 from dvc_modelver.errors import ModelverError, environment_error
 from dvc_modelver.repository import Repository
 from dvc_modelver.worktree.merge_files import FileMerge, choose_version
-from dvc_modelver.worktree.merging import Merger
+from dvc_modelver.worktree.merging import TAKEN, Merger
 from dvc_modelver.worktree.state import locked, write_file
 
 
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
         repo = Repository.open()
         with locked(repo.layout.state_dir):
             pid = os.environ.get("MODELVER_GIT_PID", "")
+            (repo.layout.state_dir / TAKEN).unlink(missing_ok=True)
             choose = partial(choose_version, Merger(repo, say), command=pid, side=find_side(pid))
             texts = (Path(file).read_bytes() for file in (base, ours, theirs))
             result, is_clean = FileMerge(repo, path, say, choose).merge(*texts)

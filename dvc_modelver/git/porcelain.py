@@ -207,6 +207,20 @@ class Git:
                     entries[os.fsdecode(path)] = (mode, oid)
         return entries
 
+    def unmerged(self, *, resolved: bool = False) -> dict[str, tuple[str | None, str | None, str | None]]:
+        """Give path -> blob ids of base, ours and theirs of the files in conflict, None where a side has none.
+
+        Args:
+            resolved: Those that were in conflict and have been added since, as far as the index remembers.
+        """
+        found: dict[str, list[str | None]] = {}
+        for line in self.run("ls-files", "--resolve-undo" if resolved else "-u", "-z").split(b"\0"):
+            if line:
+                head, _, name = line.partition(b"\t")
+                _, oid, stage = head.decode().split(" ")
+                found.setdefault(os.fsdecode(name), [None, None, None])[int(stage) - 1] = oid
+        return {path: (oids[0], oids[1], oids[2]) for path, oids in sorted(found.items())}
+
     def staged_version(self, path: str, stage: int) -> bytes | None:
         """Give one side of a path in conflict: 1 is the base, 2 ours, 3 theirs; None where it has none."""
         code, out = self.run_for_code("cat-file", "blob", f":{stage}:{path}", codes=(0, 128))

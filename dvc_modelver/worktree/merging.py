@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # values are read and written only by the first of a model's 
     from dvc_modelver.merge.models import Merged, Side
 
 MERGES = "merges"
+TAKEN = f"{MERGES}/taken"
+"""What was taken by hand in the merge under way; the next one begins without it."""
 KEPT_S = 7 * 24 * 3600
 """Age at which what came of a merge is forgotten; it can be computed again."""
 

@@ -23,6 +23,7 @@ from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.worktree.departed import is_shared
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.merge_files import kept_ours
 from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
 from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper, Say, Seen
@@ -75,6 +76,7 @@ class Stager:
         self._refuse_unsafe()
         self._settle()
         self._name_untracked()
+        self._name_kept_ours()
         if not commit_all:
             self._name_left_out()
         self.keeper.save()
@@ -405,6 +407,16 @@ class Stager:
             tracked = [p.path for p in self.repo.pointers(view)]
             if (self.repo.top / path).exists() and path not in tracked and not is_shared(path, tracked):
                 self.keeper.say(f"{path}: tracked no more, and still on disk\nhint: rm {word(path)}")
+
+    def _name_kept_ours(self) -> None:
+        """Name models whose conflict was resolved by adding ours as it was: nothing of theirs is in the merge."""
+        for path in kept_ours(self.repo):
+            model = find_model_path(path)
+            if model is not None and path == metadata_path(model):
+                self.keeper.say(
+                    f"warning: {model}: this commit keeps ours whole, nothing that theirs changed is in it\n"
+                    "hint: to merge them: git reset --hard HEAD~1, git merge again, then modelver merge --take ..."
+                )
 
     def _name_left_out(self) -> None:
         view = self.repo.index()

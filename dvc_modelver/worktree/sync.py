@@ -22,7 +22,7 @@ from dvc_modelver.store.folders import folder_bytes, is_folder_oid, iter_files
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer, read_pointers, read_wdir, write_pointer
 from dvc_modelver.worktree.departed import is_shared, let_go
-from dvc_modelver.worktree.describe import Contents, Description, describe, read_contents
+from dvc_modelver.worktree.describe import Contents, Description, describe, find_anywhere, read_contents
 from dvc_modelver.worktree.law import Action, Decision, decide
 from dvc_modelver.worktree.state import (
     ABSENT,
@@ -286,6 +286,12 @@ class Keeper:
             cache.store_path(file, link=False)
         cache.materialise(target, file, legacy=seen.model.pointer.legacy)
         self.remember(seen, agreed=target, md5=target)
+        if seen.md5 is not None and seen.md5 != target and not find_anywhere(self.repo, {seen.md5}):
+            name = seen.model.name
+            self.say(
+                f"{seen.path}: the weights that were here are in no commit; the cache keeps them\n"
+                f"hint: modelver load {word(f'{name}@{seen.md5}')} -o FILE gives them back"
+            )
         return True
 
     def keep_conflict(self, seen: Seen) -> None:

@@ -167,6 +167,50 @@ def test_conflicts_are_decided_in_several_steps(sandbox: Sandbox) -> None:
     check_whole(box)
 
 
+def test_another_merge_begins_without_what_was_taken(sandbox: Sandbox) -> None:
+    names = ("layers.0.weight", "layers.1.weight")
+    ours, theirs = moved(BASE, 1, *names), moved(BASE, 2, *names)
+    box = fork(sandbox, theirs, ours)
+    box.git("merge", "other", ok=False)
+    box.modelver("merge", "--take", "theirs", "layers.0.*", ok=False)
+    assert "1 undecided" in box.modelver("merge", ok=False)
+    box.git("merge", "--abort")
+    box.git("merge", "other", ok=False)
+    assert "2 undecided" in box.modelver("merge", ok=False)
+    box.modelver("merge", "--take", "theirs", "layers.0.*", ok=False)
+    box.modelver("merge", "--take", "ours", "layers.0.*", ok=False)  # on second thoughts
+    box.modelver("merge", "--take", "ours")
+    assert is_same(on_disk(box), ours)
+
+
+def test_adding_ours_by_reflex_is_told_and_can_be_mended(clashing: Sandbox) -> None:
+    clashing.git("merge", "other", ok=False)
+    assert "conflict" in clashing.modelver("status")
+    clashing.git("add", ".")
+    assert "modelver merge" in clashing.modelver("status")
+    assert "layers.0.weight: changed on both sides" in clashing.modelver("merge", ok=False)
+    said = clashing.run("git", "commit", "-m", "merged").stderr
+    assert "keeps ours whole" in said
+    clashing.git("reset", "-q", "--hard", "HEAD~1")
+    clashing.git("merge", "other", ok=False)
+    clashing.git("add", ".")
+    clashing.modelver("merge", "--take", "theirs")
+    assert "keeps ours whole" not in clashing.run("git", "commit", "-m", "merged").stderr
+    assert is_same(on_disk(clashing), JOINED | {"layers.0.weight": CLASH["layers.0.weight"]})
+    check_whole(clashing)
+
+
+def test_weights_of_no_commit_that_a_merge_replaces_are_named(clashing: Sandbox) -> None:
+    put(clashing, moved(BASE, 9, "head.weight"))
+    mine = clashing.md5(MODEL)
+    clashing.git("merge", "other", ok=False)
+    said = clashing.run("git", "merge", "--abort").stderr
+    assert is_same(on_disk(clashing), OURS)
+    assert f"modelver load net@{mine} -o FILE" in said
+    clashing.modelver("load", f"net@{mine}", "-o", "mine.safetensors")
+    assert clashing.md5("mine.safetensors") == mine
+
+
 @pytest.mark.parametrize("side", ["ours", "theirs"])
 def test_the_option_of_git_merge_decides(clashing: Sandbox, side: str) -> None:
     clashing.git("merge", "-q", "-X", side, "other", "-m", "merge")
