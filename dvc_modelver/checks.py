@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from dvc_modelver.errors import BadMetadataError, word
-from dvc_modelver.git.porcelain import Change
 from dvc_modelver.metadata import find_model_path, metadata_path, table_digest, table_path
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import CommitView, Repository, is_pointer_file
@@ -50,7 +49,7 @@ def check_commits(repo: Repository, new: str, known: Sequence[str]) -> list[Prob
         return []  # a tag of a file
     changed: dict[str, dict[str, None]] = {}
     for commit, change in repo.git.iter_changes("--reverse", "--diff-merges=first-parent", tip, "--not", *known):
-        if _concerns_us(repo, change):
+        if _is_ours(repo, change.path):
             changed.setdefault(commit, {})[change.path] = None
     found: list[Problem] = []
     for commit, paths in changed.items():
@@ -79,10 +78,6 @@ def parents_of(repo: Repository, commit: str) -> list[str]:
 
 def _is_ours(repo: Repository, path: str) -> bool:
     return is_pointer_file(path) or find_model_path(path) is not None or repo.settings.is_gated(path)
-
-
-def _concerns_us(repo: Repository, change: Change) -> bool:
-    return change.status != "D" and _is_ours(repo, change.path)
 
 
 def _check(repo: Repository, commit: str, paths: list[str], *, refuses: bool) -> list[Problem]:
