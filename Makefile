@@ -43,6 +43,7 @@ wheel-test: $(VENV)/made
 bench: $(VENV)/made
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/run.py
 	@cd benchmarks && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/python exact.py
+	@cd benchmarks && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/python merge.py
 
 clean:
 	rm -rf $(VENV) .demo .bench build dist

@@ -388,7 +388,8 @@ def _check_drivers(repo: Repository) -> list[Finding]:
 
 def _check_attributes(repo: Repository) -> list[Finding]:
     samples = {
-        "x.modelver.tensors": {"diff": "modelver"},
+        "x.modelver.tensors": {"diff": "modelver", "merge": "modelver"},
+        "x.safetensors.dvc": {"merge": "modelver"},
         "x.safetensors": {"diff": "modelver", "filter": "modelver"},
     }
     found = []
@@ -396,13 +397,14 @@ def _check_attributes(repo: Repository) -> list[Finding]:
         now = repo.git.attributes([path], *wanted).get(path, {})
         for name, value in wanted.items():
             label = f"{path.replace('x', '*', 1)} {name}"
+            file = ".git/info/attributes" if name == "merge" else ".gitattributes"
             if now.get(name) == value:
-                found.append(Finding(label, value, ".gitattributes"))
+                found.append(Finding(label, value, file))
             elif now.get(name) == "lfs":
-                found.append(Finding(label, "lfs", ".gitattributes"))
+                found.append(Finding(label, "lfs", file))
             else:
                 problem = f"is {now.get(name)}, expected {value}"
-                found.append(Finding(label, now.get(name, ""), ".gitattributes", problem, "modelver install"))
+                found.append(Finding(label, now.get(name, ""), file, problem, "modelver install"))
     return found
 
 
