@@ -103,7 +103,7 @@ class _Resolution:
             for name in (*outcome.undecided, *(name for name in chosen if name)):
                 found = [p for p in patterns if fnmatch.fnmatchcase(name, p)]
                 matched.update(found)
-                if found or not patterns:
+                if found or (not patterns and name in outcome.undecided):
                     chosen[name] = strategy
             if not outcome.md5 and not outcome.undecided and not patterns:
                 chosen[""] = strategy
