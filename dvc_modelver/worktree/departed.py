@@ -37,7 +37,9 @@ def let_go(keeper: Keeper, found: Iterable[Seen]) -> None:
     unreadable = keeper.repo.unreadable(keeper.repo.work_tree)
     tracked = _tracked(keeper, rows)
     for row in rows:
-        if row.pointer_path not in unreadable and not tracked & {row.path, metadata_path(row.path), _own_file(row)}:
+        in_git = any(path.startswith(f"{row.path}/") for path in tracked)  # Git has the folder's files itself here
+        own = {row.path, metadata_path(row.path), _own_file(row)}
+        if row.pointer_path not in unreadable and not in_git and not tracked & own:
             _let_go_one(keeper, row)
 
 
