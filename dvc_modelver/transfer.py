@@ -43,9 +43,10 @@ class Wanted:
         return self.pointer.path
 
     @property
-    def key(self) -> tuple[str, bool, str | None, str]:
-        """What tells wanted objects apart: two outputs may have one object and two remotes."""
-        return self.md5, self.pointer.legacy, self.pointer.remote, posixpath.dirname(self.pointer.file)
+    def key(self) -> tuple[str, bool, str | None, bool, str]:
+        """What tells wanted objects apart: two outputs, or one at two times, may send one object differently."""
+        pointer = self.pointer
+        return self.md5, pointer.legacy, pointer.remote, pointer.push, posixpath.dirname(pointer.file)
 
 
 @dataclass(frozen=True)

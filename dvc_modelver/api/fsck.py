@@ -157,6 +157,7 @@ class _Checker:
         self._lines: dict[tuple[str, str, str, str], list[_Part]] = {}
 
     def check(self, items: list[Wanted], *, repair: bool) -> None:
+        items = sorted(items, key=lambda item: item.pointer.push)  # what any pointer sends should be on the remote
         parts = list({part.md5: part for item in items for part in self._parts(item)}.values())
         self.result.objects += len(parts)
         state = self._look_into_cache(parts)
