@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dvc_modelver.errors import BadMetadataError, word
-from dvc_modelver.metadata import find_model_path, metadata_path, table_digest, table_path
+from dvc_modelver.metadata import find_model_path, metadata_path, table_path
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import CommitView, Repository, is_pointer_file
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate, is_raw_weights
@@ -165,7 +165,5 @@ def _check_model(repo: Repository, view: CommitView, path: str, pointer: Pointer
             f"{path}: metadata of {metadata.md5[:8]}, pointer to {(pointer.md5 or '?')[:8]}; expected one object",
             fix,
         )
-    elif metadata.model.tensors_digest is not None:
-        table = view.read(table_path(path))
-        if table is None or table_digest(table) != metadata.model.tensors_digest:
-            add(path, f"{table_path(path)}: not the table that the metadata names", fix)
+    elif not metadata.is_table(view.read(table_path(path))):
+        add(path, f"{table_path(path)}: not the table that the metadata names", fix)

@@ -226,6 +226,11 @@ class ModelMetadata:
         """The object this describes."""
         return self.model.md5
 
+    def is_table(self, table: bytes | None) -> bool:
+        """Whether a tensor table (None for no file) is the one that belongs here; opaque models need none."""
+        wanted = self.model.tensors_digest
+        return wanted is None or (table is not None and table_digest(table) == wanted)
+
     @classmethod
     def parse(cls, text: bytes, where: str) -> ModelMetadata:
         """Read a metadata file.

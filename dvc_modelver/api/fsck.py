@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from dvc_modelver.checks import check_commits
 from dvc_modelver.errors import EnvironmentFailed, ModelverError, UsageError, word
-from dvc_modelver.metadata import table_digest, table_path
+from dvc_modelver.metadata import table_path
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.cache import Cache
@@ -95,9 +95,8 @@ def fsck(
     for file, err in repo.unreadable(repo.work_tree).items():
         result.add(str(err), err.hint or f"git checkout HEAD -- {word(file)}")
     for model in repo.models(repo.work_tree):
-        wanted_digest = model.metadata.model.tensors_digest if model.metadata is not None else None
-        table = repo.work_tree.read(table_path(model.path)) if wanted_digest is not None else None
-        if model.problem or (wanted_digest is not None and (table is None or table_digest(table) != wanted_digest)):
+        metadata, table = model.metadata, repo.work_tree.read(table_path(model.path))
+        if model.problem or (metadata is not None and not metadata.is_table(table)):
             line = model.problem or f"{model.path}: the tensor table is not the metadata's"
             result.add(line, f"modelver refresh {word(model.path)}")
     with held(repo.layout.common_dir / "modelver", say, alone=False):

@@ -17,7 +17,6 @@ from dvc_modelver.metadata import (
     TensorTable,
     find_model_path,
     metadata_path,
-    table_digest,
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
@@ -162,7 +161,7 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set
             )
         case _:
             pass
-    if not _has_its_table(repo, model.path, model.metadata):
+    if not model.metadata.is_table(repo.work_tree.read(table_path(model.path))):
         return ModelStatus(path, "conflict", "the tensor table is not the metadata's", f"modelver refresh {word(path)}")
     if staged is None:
         return ModelStatus(path, "untracked", "described, not staged", f"modelver add {word(path)}")
@@ -172,11 +171,6 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set
     if head is None or head.md5 != model.metadata.md5:
         return ModelStatus(path, "staged", f"version {model.metadata.version.number}", "git commit")
     return None
-
-
-def _has_its_table(repo: Repository, path: str, metadata: ModelMetadata) -> bool:
-    table, wanted = repo.work_tree.read(table_path(path)), metadata.model.tensors_digest
-    return wanted is None or (table is not None and table_digest(table) == wanted)
 
 
 def _was(seen: Seen) -> str:

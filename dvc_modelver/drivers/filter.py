@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from dvc_modelver.drivers.hooks import say
+from dvc_modelver.drivers.say import say, say_error
 from dvc_modelver.errors import ModelverError, UsageError, word
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository
@@ -125,7 +125,7 @@ def _serve(repo: Repository, packets: Packets, fields: dict[str, str]) -> None:
     except ModelverError as err:
         for _ in pieces:
             pass
-        say(f"{path}: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
+        say_error(err, path)
         packets.write_lines("status=error")
         return
     packets.write_lines("status=success")

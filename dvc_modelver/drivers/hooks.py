@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dvc_modelver.drivers.say import say, say_error
 from dvc_modelver.errors import ModelverError, RefusedError, environment_error, word
 from dvc_modelver.git.layout import Layout
 from dvc_modelver.git.porcelain import ZERO_OID
@@ -19,11 +20,6 @@ from dvc_modelver.worktree.state import State, locked, read_state, write_state
 
 if TYPE_CHECKING:
     from dvc_modelver.transfer import Wanted
-
-
-def say(line: str) -> None:
-    """Print one line for the user, on standard error."""
-    sys.stderr.write("".join(f"modelver: {part}\n" for part in line.splitlines()))
 
 
 def main(argv: list[str]) -> int:
@@ -38,15 +34,13 @@ def main(argv: list[str]) -> int:
     try:
         _HOOKS[name](Repository.open(), args)
     except ModelverError as err:
-        say(str(err))
-        if err.hint:
-            say(f"hint: {err.hint}")
+        say_error(err)
         return err.exit_code
     except KeyboardInterrupt:
         return 130
     except OSError as err:
         failed = environment_error(err)
-        say(f"{failed}\nhint: {failed.hint}")
+        say_error(failed)
         return failed.exit_code
     except Exception as err:
         say(report_bug(err, argv))

@@ -7,17 +7,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from dvc_modelver.drivers.message import find_git_command
+from dvc_modelver.drivers.say import say, say_error
 from dvc_modelver.errors import ModelverError, environment_error
+from dvc_modelver.git.process import find_command, strategy_options
 from dvc_modelver.repository import Repository
 from dvc_modelver.worktree.merge_files import FileMerge, choose_version
 from dvc_modelver.worktree.merging import TAKEN, Merger
 from dvc_modelver.worktree.state import locked, write_file
-
-
-def say(line: str) -> None:
-    """Print one line for the user, on standard error."""
-    sys.stderr.write("".join(f"modelver: {part}\n" for part in line.splitlines()))
 
 
 def main(argv: list[str]) -> int:
@@ -44,10 +40,10 @@ def main(argv: list[str]) -> int:
         if result is not None:
             write_file(Path(ours), result)
     except ModelverError as err:
-        say(f"{path}: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
+        say_error(err, path)
         return 1
     except OSError as err:
-        say(f"{path}: {environment_error(err)}")
+        say_error(environment_error(err), path)
         return 1
     except Exception as err:
         say(report_bug(err, ["driver", "merge", *argv]))
@@ -57,11 +53,8 @@ def main(argv: list[str]) -> int:
 
 def find_side(pid: str) -> str:
     """Give the side that ``-X`` of the Git command chooses; empty where it chooses none, or that cannot be told."""
-    words = find_git_command(pid) or []
-    options = [word.removeprefix("--strategy-option=").removeprefix("-X") for word in words]
-    found = [value for value in options if value in ("ours", "theirs")]
-    said = any(word.startswith(("-X", "--strategy-option")) for word in words)
-    return found[-1] if found and said else ""
+    chosen = [value for value in strategy_options(find_command(pid) or []) if value in ("ours", "theirs")]
+    return chosen[-1] if chosen else ""
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from dvc_modelver.diff.changes import ModelDiff, Side
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.diff.render.cells import cosine_text, plural, printable
 from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.git.process import find_command
 from dvc_modelver.metadata import find_model_path, metadata_path
 from dvc_modelver.repository import Repository, View
 from dvc_modelver.worktree.state import write_file
@@ -19,7 +19,6 @@ from dvc_modelver.worktree.state import write_file
 TRAILER = "Model-Change"
 _AUTO_CHARS = "#;@!$%^&|:"
 """What Git chooses from where ``core.commentChar`` is ``auto``."""
-_MAX_ANCESTORS = 8
 
 
 def prepare(repo: Repository, args: Sequence[str]) -> None:
@@ -29,7 +28,7 @@ def prepare(repo: Repository, args: Sequence[str]) -> None:
         repo: The repository.
         args: Those of the hook: the file, where its text comes from, and a commit.
     """
-    file, command = Path(args[0]), find_git_command(os.environ.get("MODELVER_GIT_PID", ""))
+    file, command = Path(args[0]), find_command(os.environ.get("MODELVER_GIT_PID", ""))
     lines = list(_lines(repo, _base(repo, args, command)))
     old = file.read_bytes().decode("utf-8", "surrogateescape")
     text = old
@@ -41,36 +40,6 @@ def prepare(repo: Repository, args: Sequence[str]) -> None:
             text = with_comments(text, lines, char, scissors_only=mode == "scissors")
     if text != old:
         write_file(file, text.encode("utf-8", "surrogateescape"))
-
-
-def find_git_command(pid: str) -> list[str] | None:
-    """Give the words of the Git command that runs a hook, at or above a process; None where that cannot be told."""
-    for _ in range(_MAX_ANCESTORS):
-        if not pid.isdigit() or pid in ("0", "1"):
-            return None
-        parent, words = _process(pid)
-        if words and os.path.basename(words[0]).startswith("git"):
-            return words
-        pid = parent
-    return None
-
-
-def _process(pid: str) -> tuple[str, list[str]]:
-    """Give a process's parent and its words, from /proc or from ps; nothing where neither tells."""
-    folder = Path("/proc", pid)
-    try:
-        words = folder.joinpath("cmdline").read_bytes().split(b"\0")[:-1]
-        parent = folder.joinpath("stat").read_bytes().rpartition(b")")[2].split()[1]
-        return parent.decode(), [os.fsdecode(w) for w in words]
-    except OSError:
-        pass
-    try:
-        asked = ["ps", "-o", "ppid=", "-o", "args=", "-p", pid]
-        done = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False)
-    except OSError:
-        return "", []
-    found = done.stdout.split()
-    return (found[0], found[1:]) if found else ("", [])
 
 
 def _base(repo: Repository, args: Sequence[str], command: Sequence[str] | None) -> str | None:

@@ -18,7 +18,7 @@ from dvc_modelver.merge.sides import Opened, SomeTensors
 from dvc_modelver.merge.threeway import Plan
 from dvc_modelver.metadata import TensorTable
 from dvc_modelver.store.objects import disk_error, sync_folder
-from dvc_modelver.store.temp import remove
+from dvc_modelver.store.temp import open_alone, permissions, remove
 from dvc_modelver.tensors import find_role
 
 
@@ -67,27 +67,19 @@ def new_file(output: Path) -> Iterator[tuple[BinaryIO, Path]]:
     Raises:
         EnvironmentFailed: The disk is full, or the folder cannot be written; what was there is untouched.
     """
-    temp = Path()
+    temp = output.with_name(f".{output.name[:100]}.modelver-tmp")  # what a killed process left is the next one's
     try:
-        fd, text = tempfile.mkstemp(prefix=f".{output.name[:100]}.", suffix=".modelver-tmp", dir=output.parent)
-        temp = Path(text)
-        with os.fdopen(fd, "w+b") as file:
-            yield cast(BinaryIO, file), temp
-        temp.chmod(output.stat().st_mode & 0o777 if output.exists() else permissions(0o666))
-        temp.replace(output)
+        with os.fdopen(open_alone(temp), "w+b") as file:
+            try:
+                yield cast(BinaryIO, file), temp
+                temp.chmod(output.stat().st_mode & 0o777 if output.exists() else permissions(0o666))
+                temp.replace(output)
+            except BaseException:
+                temp.unlink(missing_ok=True)
+                raise
         sync_folder(output.parent)
     except OSError as err:
         raise disk_error(err, output.parent, 0, f"{output.name}: cannot be written in") from err
-    finally:
-        if temp.name:
-            temp.unlink(missing_ok=True)
-
-
-def permissions(mode: int) -> int:
-    """Give what the process's mask leaves of the permissions of a new file or folder."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mode & ~mask
 
 
 @contextmanager

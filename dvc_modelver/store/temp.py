@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import shutil
@@ -43,6 +44,33 @@ class TempFolder:
                     remove(old)
             except OSError:
                 continue
+
+
+def open_alone(path: Path) -> int:
+    """Open a file that no other process writes, empty, and give its descriptor; waits for one that does.
+
+    A temporary file with a fixed name: what a killed process left there is the next one's.
+
+    Raises:
+        OSError: It cannot be opened; a link is not followed.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(fd), path.lstat()):
+                os.ftruncate(fd, 0)
+                return fd
+        except FileNotFoundError:
+            pass  # the other one renamed it
+        os.close(fd)
+
+
+def permissions(mode: int) -> int:
+    """Give what the process's mask leaves of the permissions of a new file or folder."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mode & ~mask
 
 
 def remove(path: Path) -> None:

@@ -228,8 +228,7 @@ class KnownVersion:
     @property
     def is_whole(self) -> bool:
         """Whether the table is the one that the metadata names."""
-        wanted = self.metadata.model.tensors_digest
-        return wanted is None or (self.table is not None and table_digest(self.table) == wanted)
+        return self.metadata.is_table(self.table)
 
 
 def describe_change(path: str, contents: Contents, parent: KnownVersion) -> ChangeFacts:

@@ -227,7 +227,7 @@ class FileMerge:
         names = [folder / f"merge-{os.getpid()}-{side}" for side in ("base", "ours", "theirs")]
         try:
             for name, text in zip(names, (base, ours, theirs), strict=True):
-                name.write_text(text)
+                name.write_bytes(text.encode())
             old, mine, other = map(str, names)
             code, out = self.repo.git.run_for_code("merge-file", "-p", "-q", mine, old, other, codes=range(128))
             return None if code else out.decode()

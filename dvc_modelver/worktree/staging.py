@@ -12,7 +12,7 @@ from pathlib import Path
 from dvc_modelver.errors import BadMetadataError, RefusedError, UsageError, word
 from dvc_modelver.formats.impostors import START_BYTES, find_impostor
 from dvc_modelver.git.porcelain import ZERO_OID, Change
-from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_digest, table_path
+from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_path
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import IndexView, Repository, is_pointer_file
 from dvc_modelver.settings import GATE_SUFFIXES, WEIGHT_SUFFIXES
@@ -332,11 +332,10 @@ class Stager:
         return False
 
     def _check_table(self, path: str, metadata: ModelMetadata, pointer: Pointer, view: IndexView) -> None:
-        wanted, table = metadata.model.tensors_digest, view.read(table_path(path))
-        if wanted is None or (table is not None and table_digest(table) == wanted):
+        if metadata.is_table(view.read(table_path(path))):
             return
         on_disk = self.repo.work_tree.read(table_path(path))
-        if on_disk is not None and table_digest(on_disk) == wanted:
+        if on_disk is not None and metadata.is_table(on_disk):
             self.repo.git.stage_blobs({table_path(path): on_disk})
             self.tracker.staged.append(table_path(path))
             return

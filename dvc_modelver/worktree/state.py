@@ -17,6 +17,7 @@ from pathlib import Path
 from dvc_modelver.errors import EnvironmentFailed
 from dvc_modelver.store.folders import stamp_folder
 from dvc_modelver.store.hashing import RACY_NS
+from dvc_modelver.store.temp import open_alone, permissions
 
 HEADER = "modelver.state/1"
 ABSENT = "-"
@@ -125,36 +126,19 @@ def write_file(path: Path, content: bytes) -> None:
     temp = path.with_name(f".{path.name[:100]}.modelver-tmp")  # what a killed process left is the next one's
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-        with os.fdopen(_open_alone(temp), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temp.chmod(mode)
-            temp.replace(path)
+        mode = path.stat().st_mode & 0o777 if path.exists() else permissions(0o666)
+        with os.fdopen(open_alone(temp), "wb") as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                temp.chmod(mode)
+                temp.replace(path)
+            except OSError:
+                temp.unlink(missing_ok=True)
+                raise
     except OSError as err:
-        temp.unlink(missing_ok=True)
         raise EnvironmentFailed(f"{path}: cannot be written ({err.strerror})", hint="df -h; ls -ld the folder") from err
-
-
-def _open_alone(path: Path) -> int:
-    """Open a file that no other process writes, empty; waits for one that does."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        try:
-            if os.path.samestat(os.fstat(fd), path.lstat()):
-                os.ftruncate(fd, 0)
-                return fd
-        except FileNotFoundError:
-            pass  # the other one renamed it
-        os.close(fd)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
