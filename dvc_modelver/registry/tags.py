@@ -26,7 +26,7 @@ _VERSION = (
 )
 _SEMVER = re.compile(f"v?{_VERSION}")
 _TAG = re.compile(
-    rf"(?P<name>{_FULL})(?:#(?P<stage>{_WORD})|@(?P<version>v{_VERSION}))(?P<off>!)?(?:#(?P<counter>[0-9]{1,18}))?"
+    rf"(?P<name>{_FULL})(?:#(?P<stage>{_WORD})|@(?P<version>v{_VERSION}))(?P<off>!)?(?:#(?P<counter>[0-9]{{1,18}}))?"
 )
 NAME = re.compile(_FULL)
 STAGE = re.compile(_WORD)
