@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ from dvc_modelver.registry.tags import (
     stage_holder,
 )
 from dvc_modelver.repository import Repository
+from dvc_modelver.worktree.state import locked
 from dvc_modelver.worktree.unpushed import forget_tags, note_tag
 
 Say = Callable[[str], None]
@@ -130,34 +132,33 @@ def promote(
         NotFoundError: No such model or version.
         EnvironmentFailed: The tag could not be signed or pushed; none was made.
     """
-    check_stage(stage)
     if force and not reason.strip():
         raise UsageError("--force: expected a reason, which is recorded", hint='--force --reason "why"')
-    work = _Work.start(name, stage, reason, push=push, say=say, folder=folder)
-    chosen = select(work.repo, f"{work.name}@{version}")
-    chosen = _at_its_tag(work, chosen)
-    holder = stage_holder(work.tags, stage)
-    if holder is not None and holder.commit == chosen.commit:
-        raise UsageError(
-            f"{work.name}#{stage}: {version_of(holder, work.tags)} holds this stage already, since {holder.date}",
-            hint=f"modelver stages {word(work.name)}",
-        )
-    verdict = _verdict(work, chosen, stage, holder)
-    if not verdict.ok and not force:
-        failed = sum(not check.ok for check in verdict.checks)
-        raise NotPromotedError(
-            verdict,
-            f"{work.name}@{verdict.version} is not promoted to {stage}: {failed} of {len(verdict.checks)} rules of "
-            f"{verdict.source.ref} {'does' if failed == 1 else 'do'} not hold",
-            hint=_first_hint(verdict) or 'modelver promote ... --force --reason "why"',
-        )
-    evidence = {
-        "policy": {"ref": verdict.source.ref, "blob": verdict.source.blob} if verdict.source.blob else None,
-        "checks": [check.to_dict() for check in verdict.checks],
-        "forced": True if not verdict.ok else None,
-    }
-    made = _make(work, "promote", chosen, verdict.version, holder, evidence, sign=sign)
-    return replace(made, verdict=verdict, forced=not verdict.ok)
+    with _Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
+        chosen = select(work.repo, f"{work.name}@{version}")
+        chosen = _at_its_tag(work, chosen)
+        holder = stage_holder(work.tags, stage)
+        if holder is not None and holder.commit == chosen.commit:
+            raise UsageError(
+                f"{work.name}#{stage}: {version_of(holder, work.tags)} holds this stage already, since {holder.date}",
+                hint=f"modelver stages {word(work.name)}",
+            )
+        verdict = _verdict(work, chosen, stage, holder)
+        if not verdict.ok and not force:
+            failed = sum(not check.ok for check in verdict.checks)
+            raise NotPromotedError(
+                verdict,
+                f"{work.name}@{verdict.version} is not promoted to {stage}: {failed} of {len(verdict.checks)} rules of "
+                f"{verdict.source.ref} {'does' if failed == 1 else 'do'} not hold",
+                hint=_first_hint(verdict) or 'modelver promote ... --force --reason "why"',
+            )
+        evidence = {
+            "policy": {"ref": verdict.source.ref, "blob": verdict.source.blob} if verdict.source.blob else None,
+            "checks": [check.to_dict() for check in verdict.checks],
+            "forced": True if not verdict.ok else None,
+        }
+        made = _make(work, "promote", chosen, verdict.version, holder, evidence, sign=sign)
+        return replace(made, verdict=verdict, forced=not verdict.ok)
 
 
 def demote(
@@ -186,17 +187,18 @@ def demote(
         RefusedError: Somebody else changed a stage of this model at the same time; no tag was made.
         EnvironmentFailed: The tags could not be signed or pushed; none was made.
     """
-    check_stage(stage)
-    work = _Work.start(name, stage, reason, push=push, say=say, folder=folder)
-    within = list(assigned(work.tags, stage).values())
-    if not within:
-        raise NotFoundError(f"{work.name}#{stage}: no version holds this stage", hint=f"modelver stages {work.name}")
-    holder = within[-1]
-    subjects = [(tag, f"Demote {work.name} {version_of(tag, work.tags)} from {stage}") for tag in within]
-    record = _record(work, "demote", holder) | {"path": holder.record.get("path"), "md5": holder.record.get("md5")}
-    tags = _write(work, [(f"{work.name}#{stage}!", tag.commit, subject) for tag, subject in subjects], record, sign)
-    before = version_of(holder, work.tags)
-    return Staged(tags, "demote", work.name, stage, "", holder.commit, before, pushed=work.remote, record=record)
+    with _Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
+        within = list(assigned(work.tags, stage).values())
+        if not within:
+            raise NotFoundError(
+                f"{work.name}#{stage}: no version holds this stage", hint=f"modelver stages {work.name}"
+            )
+        holder = within[-1]
+        subjects = [(tag, f"Demote {work.name} {version_of(tag, work.tags)} from {stage}") for tag in within]
+        record = _record(work, "demote", holder) | {"path": holder.record.get("path"), "md5": holder.record.get("md5")}
+        tags = _write(work, [(f"{work.name}#{stage}!", tag.commit, subject) for tag, subject in subjects], record, sign)
+        before = version_of(holder, work.tags)
+        return Staged(tags, "demote", work.name, stage, "", holder.commit, before, pushed=work.remote, record=record)
 
 
 def rollback_stage(
@@ -229,23 +231,22 @@ def rollback_stage(
         RefusedError: Somebody else changed a stage of this model at the same time; no tag was made.
         EnvironmentFailed: The tag could not be signed or pushed; none was made.
     """
-    check_stage(stage)
-    work = _Work.start(name, stage, reason, push=push, say=say, folder=folder)
-    holder = stage_holder(work.tags, stage)
-    if version is None:
-        target = held_before(work.tags, stage)
-        if target is None:
-            now = f"{version_of(holder, work.tags)}, which holds it now" if holder is not None else "now"
-            raise NotFoundError(
-                f"{work.name}#{stage}: no version held this stage before {now}", hint=f"modelver stages {work.name}"
-            )
-    else:
-        target = _held_at_any_time(work, stage, version)
-        if holder is not None and holder.commit == target.commit:
-            raise UsageError(f"{work.name}#{stage}: {version} holds this stage already, since {holder.date}")
-    chosen = _at_tag(work.repo, work.name, target)
-    back_to = {"back_to": target.tag}
-    return _make(work, "rollback", chosen, version_of(target, work.tags), holder, back_to, sign=sign)
+    with _Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
+        holder = stage_holder(work.tags, stage)
+        if version is None:
+            target = held_before(work.tags, stage)
+            if target is None:
+                now = f"{version_of(holder, work.tags)}, which holds it now" if holder is not None else "now"
+                raise NotFoundError(
+                    f"{work.name}#{stage}: no version held this stage before {now}", hint=f"modelver stages {work.name}"
+                )
+        else:
+            target = _held_at_any_time(work, stage, version)
+            if holder is not None and holder.commit == target.commit:
+                raise UsageError(f"{work.name}#{stage}: {version} holds this stage already, since {holder.date}")
+        chosen = _at_tag(work.repo, work.name, target)
+        back_to = {"back_to": target.tag}
+        return _make(work, "rollback", chosen, version_of(target, work.tags), holder, back_to, sign=sign)
 
 
 def _held_at_any_time(work: _Work, stage: str, version: str) -> ModelTag:
@@ -365,20 +366,30 @@ class _Work:
     say: Say
 
     @classmethod
-    def start(cls, name: str, stage: str, reason: str, *, push: bool, say: Say, folder: Path | None) -> _Work:
+    @contextmanager
+    def start(cls, name: str, stage: str, reason: str, *, push: bool, say: Say, folder: Path | None) -> Iterator[_Work]:
+        """Look at what is there; others in this clone, who would build on a tag that may yet be lost, wait."""
+        check_stage(stage)
         _check_reason(reason)
         repo = Repository.open(folder)
-        try:
-            name = find_known(repo, name).name
-        except NotFoundError:
-            if not any(tag.stage for tag in read_tags(repo.git, name)):
-                raise
-        check_name(name)
-        remote = remote_to_push_to(repo) if push else ""
-        if push:
-            fetch_tags(repo.git, remote)
-            _check_same(repo, remote, name)
-        return cls(repo, name, stage, read_tags(repo.git, name), reason.strip(), remote, say)
+        with locked(repo.layout.common_dir / "modelver" / "stages"):
+            name = _name_of(repo, name)
+            remote = remote_to_push_to(repo) if push else ""
+            if push:
+                fetch_tags(repo.git, remote)
+                _check_same(repo, remote, name)
+            yield cls(repo, name, stage, read_tags(repo.git, name), reason.strip(), remote, say)
+
+
+def _name_of(repo: Repository, name: str) -> str:
+    """Give the name of a model by name or path; one that was removed since is known by its tags."""
+    try:
+        name = find_known(repo, name).name
+    except NotFoundError:
+        if not any(tag.stage for tag in read_tags(repo.git, name)):
+            raise
+    check_name(name)
+    return name
 
 
 def _check_reason(reason: str) -> None:
