@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import gc as gc
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
+    from dvc_modelver.api import lineage as lineage
     from dvc_modelver.api import list_models as list_models
     from dvc_modelver.api import load as load
     from dvc_modelver.api import log as log
@@ -54,6 +55,7 @@ _VERBS = frozenset(
         "gc",
         "init",
         "install",
+        "lineage",
         "list_models",
         "load",
         "log",
