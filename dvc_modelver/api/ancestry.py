@@ -6,6 +6,7 @@ import json
 import posixpath
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from dvc_modelver.repository import Repository, View
 
 MAX_ROWS = 20_000
 """Tensors that are compared to answer one question; what is left then is counted."""
+ALIKE = 1.01
+"""Of versions whose distances differ by less than this factor the oldest is taken: the others are copies of it."""
 FAR_COSINE = 0.5
 """A declared parent below this is doubted where another version is above `VARIANT_COSINE`."""
 
@@ -82,34 +85,43 @@ def lineage(
     every = read_lineage(repo.git, repo.objects, names, read_tags(repo.git))
     measuring = _Measuring(repo, every)
     every = every.with_ancestors(measuring.origins())
-    through: dict[Key, Key] = {}
-    if data is not None:
-        about = _trained_on(every, _data_names(repo, data))
-        through = _inherited(every, about)
-        chosen = every.only([*about, *through])
-    elif base is not None:
-        about = _find(repo, every, base)
-        chosen = every.below(about)
-    elif reference is not None:
-        about = _find(repo, every, reference)
-        chosen = every.around(about)
-    else:
-        about, chosen = [], every
-    found = measuring.doubted(chosen)
-    if found and data is None:
+    about, through, chosen = _answer(repo, every, names, reference, data, base)
+    if found := measuring.doubted(chosen):
         every = every.with_ancestors(found)
-        chosen = every.below(about) if base is not None else every.around(about) if about else every
-    elif found:
-        chosen = chosen.with_ancestors(found)
+        about, through, chosen = _answer(repo, every, names, reference, data, base)
     is_shallow = repo.git.text("rev-parse", "--is-shallow-repository") == "true"
     return Traced(chosen, tuple(about), through, measuring.unmeasured, is_shallow)
 
 
-def _find(repo: Repository, every: Lineage, reference: str) -> list[Key]:
+def _answer(
+    repo: Repository,
+    every: Lineage,
+    names: Mapping[str, str],
+    reference: str | None,
+    data: str | None,
+    base: str | None,
+) -> tuple[list[Key], dict[Key, Key], Lineage]:
+    """Give the versions that a question names, those that have the data from a parent, and all that are shown."""
+    if data is not None:
+        about = _trained_on(every, _data_names(repo, data))
+        through = _inherited(every, about)
+        return about, through, every.only([*about, *through])
+    if base is not None:
+        about = _find(repo, every, names, base)
+        return about, {}, every.below(about)
+    if reference is not None:
+        about = _find(repo, every, names, reference)
+        return about, {}, every.around(about)
+    return [], {}, every
+
+
+def _find(repo: Repository, every: Lineage, names: Mapping[str, str], reference: str) -> list[Key]:
     name, version, stage = split_reference(reference)
-    tries = [(name, version, stage), (repo.repo_path(name) or name, version, stage)]
+    path = repo.repo_path(name) or name
+    tries = [(name, version, stage), (names.get(path, path), version, stage)]
     if name != reference:  # a path with @ or # in it
-        tries.append((repo.repo_path(reference) or reference, "", ""))
+        path = repo.repo_path(reference) or reference
+        tries.append((names.get(path, path), "", ""))
     why = None
     for one in tries:
         try:
@@ -122,19 +134,19 @@ def _find(repo: Repository, every: Lineage, reference: str) -> list[Key]:
 
 def find_doubts(lineage: Lineage, key: Key) -> Iterator[str]:
     """Give what does not add up about a version's parents, one line each."""
-    version, ancestors = lineage.versions[key], lineage.ancestors[key]
+    ancestors = lineage.ancestors[key]
     near = next((a for a in ancestors if a.source == "measured"), None)
     for a in ancestors:
         said = lineage.label(a.key)
         if not a.is_known:
-            yield f"{version.label}: no commit has its declared parent {said}" + (
+            yield f"{lineage.label(key)}: no commit has its declared parent {said}" + (
                 f"; {lineage.label(near.key)} is near ({_number(near.cosine)})" if near else ""
             )
         elif a.is_cycle:
-            yield f"{version.label}: its parent {said} comes from it: a cycle"
+            yield f"{lineage.label(key)}: its parent {said} comes from it: a cycle"
         elif near is not None and a.source == "declared":
             yield (
-                f"{version.label}: declares the parent {said} (cosine {_number(a.cosine)}), "
+                f"{lineage.label(key)}: declares the parent {said} (cosine {_number(a.cosine)}), "
                 f"but {lineage.label(near.key)} is near (cosine {_number(near.cosine)})"
             )
 
@@ -167,14 +179,19 @@ class _Measuring:
         return found
 
     def doubted(self, shown: Lineage) -> dict[Key, tuple[Ancestor, ...]]:
-        """Give the parents of the versions that are far from the declared ones and near to another, newest first."""
+        """Give the parents of the versions that are far from the declared ones and near to another.
+
+        Those that are shown are looked at first, the newest first; then the others, which may come from these.
+        """
         found = {}
-        for key, version in reversed(list(shown.versions.items())):
-            ancestors = shown.ancestors[key]
+        others = [v for key, v in self._every.versions.items() if key not in shown.versions]
+        for version in [*reversed(list(shown.versions.values())), *reversed(others)]:
+            key, is_shown = version.key, version.key in shown.versions
+            ancestors = self._every.ancestors[key]
             declared = [a for a in ancestors if a.source == "declared" and a.is_known and not a.is_cycle]
             if not declared or len(declared) < len(ancestors):
                 continue
-            measured = [self._measured(version, a) for a in declared]
+            measured = [self._measured(version, a) if is_shown or not a.how else a for a in declared]
             closest = max((a.cosine for a in measured if a.cosine is not None), default=None)
             is_far = version.facts.update != "merge" and (closest is None or closest < FAR_COSINE)
             near = self._find_near(version, {a.key for a in declared}) if is_far else None
@@ -199,7 +216,9 @@ class _Measuring:
         near = [found for v in rivals if _is_like(v, version) and (found := self._compare(v, version))]
         near = [a for a in near if (a.cosine or 0) >= VARIANT_COSINE and a.relative_l2 is not None]
         near = [a for a in near if a.relative_l2 is not None and a.relative_l2 <= VARIANT_DISTANCE]
-        found = min(near, key=lambda a: a.relative_l2 or 0.0, default=None) or self._base_of_adapter(version, rivals)
+        best = min((a.relative_l2 for a in near if a.relative_l2 is not None), default=0.0)
+        alike = [a for a in near if (a.relative_l2 or 0.0) <= best * ALIKE]
+        found = alike[-1] if alike else self._base_of_adapter(version, rivals)
         self.unmeasured += self._is_over
         return found
 
@@ -231,7 +250,10 @@ class _Measuring:
         return self._sides[version.key]
 
     def _base_of_adapter(self, version: Recorded, rivals: Iterable[Recorded]) -> Ancestor | None:
-        """Give the newest version that all layers of an adapter fit; its values say nothing of which one it was."""
+        """Give a version that all layers of an adapter fit; its values say nothing of which one it was.
+
+        Of the model that the adapter's configuration names, else of the one with most such versions, the newest.
+        """
         if not 0 < version.facts.n_tensors <= self._left:
             return None
         side = self._side(version)
@@ -249,9 +271,10 @@ class _Measuring:
             if base is not None and base.table and len(find_targets(layers, base.table.rows)) == len(layers):
                 fits.append(rival)
         named = [v for v in fits if wanted and wanted in (v.name, v.path, posixpath.basename(v.path))]
-        best = next(iter(named or fits), None)
-        if best is None:
+        if not fits:
             return None
+        models = Counter(v.name for v in named or fits)
+        best = max(named or fits, key=lambda v: (models[v.name], _age(v)))
         others = f", and {len(fits) - 1} other versions" if len(fits) > 2 else ", and another" if len(fits) > 1 else ""
         return Ancestor(best.key, "measured", "adapter", note=f"its {len(layers)} layers fit it{others}")
 
@@ -325,7 +348,7 @@ def _inherited(every: Lineage, trained: Iterable[Key]) -> dict[Key, Key]:
         parent = todo.pop()
         for child in children.get(parent, ()):
             edge = next(a for a in every.ancestors[child] if a.key == parent)
-            comes = edge.how in ("merge", "conversion", "adapter", "copy") or (edge.cosine or 0) >= FAR_COSINE
+            comes = edge.how in ("merge", "conversion", "copy") or (edge.cosine or 0) >= FAR_COSINE
             if child not in seen and comes:
                 seen.add(child)
                 found[child] = parent

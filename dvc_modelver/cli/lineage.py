@@ -122,7 +122,8 @@ def _version(found: Traced, v: Recorded) -> dict[str, Any]:
 def _ancestor(every: Lineage, a: Ancestor) -> dict[str, Any]:
     label = every.labels.get(a.key)
     return {
-        "name": a.key[0] or None, "number": int(label.rpartition("@")[2]) if label else None, "md5": a.key[1],
+        "name": a.key[0] or None, "md5": a.key[1],
+        "number": int(label.rpartition("@")[2].partition(".")[0]) if label else None,
         "source": a.source, "how": a.how or None, "cosine": a.cosine, "relative_l2": a.relative_l2,
         "relative_l2_error": a.error, "known": a.is_known, "cycle": a.is_cycle, "note": a.note or None,
     }  # fmt: skip
@@ -179,7 +180,13 @@ def _doubt_lines(found: Traced, width: int) -> list[str]:
 def version_lines(found: Traced, v: Recorded) -> Iterator[str]:
     """Give a version in a line, then what else is known of it."""
     names = [tag.partition("@")[2] for tag in v.tags] + [f"#{stage}" for stage in v.stages]
-    parts = [v.label, v.md5[:8], *names, how_text(found.lineage, v), f"({v.commit[:8]} {v.date[:10]})"]
+    parts = [
+        found.lineage.label(v.key),
+        v.md5[:8],
+        *names,
+        how_text(found.lineage, v),
+        f"({v.commit[:8]} {v.date[:10]})",
+    ]
     yield "  ".join(part for part in parts if part)
     if v.key in found.through:
         yield f"has the data from {found.lineage.label(found.through[v.key])}"
@@ -202,15 +209,18 @@ def how_text(every: Lineage, v: Recorded) -> str:
     ancestors = every.ancestors[v.key]
     for a in ancestors:
         how = a.how if a.how and not (said and a.how == ancestors[0].how) else ""
-        is_plain = a.key[0] == v.name and len(ancestors) == 1
-        words = [how, "" if is_plain else f"{'of' if how else 'and'} {every.label(a.key)}"]
-        words.append("(measured)" if a.source == "measured" else "")
+        is_plain = a.key[0] == v.name and len(ancestors) == 1 and not a.is_cycle
+        words = [how, "" if is_plain else f"{'of' if how else 'and' if said else 'from'} {every.label(a.key)}"]
+        words.append(
+            "(measured)" if a.source == "measured" else "(unknown)" if not a.is_known else "(cycle)" * a.is_cycle
+        )
         said.append(" ".join(word for word in words if word))
-        said += [part for part in (_cosine(a), a.note) if part]
+        said += [part for part in (cosine_of(a), a.note) if part]
     return ", ".join(part for part in said if part) or v.facts.update
 
 
-def _cosine(a: Ancestor) -> str:
+def cosine_of(a: Ancestor) -> str:
+    """Give the similarity of a version to a parent in words; empty where there is nothing to say."""
     from dvc_modelver.diff.render.cells import cosine_text
 
     return "" if a.cosine is None or a.how in ("copy", "identical") else f"cosine {cosine_text(a.cosine)}"

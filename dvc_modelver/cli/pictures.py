@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dvc_modelver.cli.lineage import how_text, version_lines
+from dvc_modelver.cli.lineage import cosine_of, how_text, version_lines
 from dvc_modelver.cli.output import printable
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def dot(found: Traced) -> str:
     lines = ["digraph lineage {", '  rankdir="TB";', '  node [shape="box", fontname="sans-serif"];']
     for v in every.versions.values():
         names = [*v.tags, *(f"#{stage}" for stage in v.stages)]
-        label = "\n".join([v.label, v.md5[:8], *([" ".join(names)] if names else [])])
+        label = "\n".join([every.label(v.key), v.md5[:8], *([" ".join(names)] if names else [])])
         lines.append(f"  {_quoted(_id(v.key))} [label={_quoted(label)}, tooltip={_quoted(v.subject)}];")
     unknown = sorted({a.key for v in every.versions for a in every.ancestors[v] if a.key not in every.versions})
     for key in unknown:
@@ -65,7 +65,7 @@ def _table(found: Traced) -> list[list[str]]:
         names = [*(t.partition("@")[2] for t in v.tags), *(f"#{s}" for s in v.stages)]
         data = ", ".join(f"{d.get('path')} {str(d.get('md5') or '')[:8]}" for d in v.facts.data)
         how = how_text(found.lineage, v)
-        rows.append([v.label, v.md5[:8], v.date[:10], how, " ".join(names), data, v.subject])
+        rows.append([found.lineage.label(v.key), v.md5[:8], v.date[:10], how, " ".join(names), data, v.subject])
     return rows
 
 
@@ -122,8 +122,8 @@ def _box(found: Traced, key: Key, run: Sequence[Key]) -> dict[str, Any]:
         return {"label": f"{len(run)} versions", "below": f"{first.label} to {v.number}", "kind": "run",
                 "tip": f"{first.label} to {v.label}"}  # fmt: skip
     names = [*(t.partition("@")[2] for t in v.tags), *(f"#{s}" for s in v.stages)]
-    kind = "stage" if v.stages else "about" if key in found.about else ""
-    return {"label": v.label, "below": " ".join(names) or _short_how(every, v), "kind": kind,
+    kind = "stage" if v.stages else "about" if found.about == (key,) else ""
+    return {"label": every.label(key), "below": " ".join(names) or _short_how(every, v), "kind": kind,
             "tip": "\n".join(version_lines(found, v))}  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def _short_how(every: Lineage, v: Recorded) -> str:
     first = next(iter(every.ancestors[v.key]), None)
     if first is None:
         return v.facts.update
-    return " ".join(x for x in (first.how, "" if first.cosine is None else f"{first.cosine:.3g}") if x)
+    return ", ".join(x for x in (first.how, cosine_of(first)) if x)
 
 
 def _runs(found: Traced) -> list[list[Key]]:

@@ -116,7 +116,7 @@ class _Pen:
 
 
 _UNICODE = _Pen("│", "─", "┼", ("╭", "╮"), ("╯", "╰"), ("┤", "├"))
-_ASCII = _Pen("|", "-", "-", ("/", "\\"), ("/", "\\"), ("|", "|"))
+_ASCII = _Pen("|", "-", "|", ("/", "\\"), ("/", "\\"), ("|", "|"))
 
 
 class Lanes:
@@ -140,12 +140,19 @@ class Lanes:
         at = self._line({column: mark})
         wanted = list(dict.fromkeys(parents))
         new = [p for p in wanted if p not in lanes]
+        known = [p for p in wanted if p in lanes and p not in new]
         lanes[column] = new[0] if new else None
         beside = self._line({} if parents else {column: " "}, through=column if parents else None)
-        links = [self._link(column, lanes.index(p)) for p in wanted if p not in new]
+        links = []
+        for parent in known:
+            to = lanes.index(parent)
+            ends = lanes[column] is None and to > column  # the lane to the left goes on
+            if ends:
+                lanes[column], lanes[to] = parent, None
+            links.append(self._link(column, to, "ends" if ends else "joins"))
         for parent in new[1:]:
             to = self._free(column + 1)
-            links.append(self._link(column, to, opens=True))
+            links.append(self._link(column, to, "opens"))
             lanes[to] = parent
         while lanes and lanes[-1] is None:
             lanes.pop()
@@ -165,16 +172,18 @@ class Lanes:
         ]
         return " ".join(cells).rstrip() + " "
 
-    def _link(self, column: int, to: int, *, opens: bool = False) -> str:
+    def _link(self, column: int, to: int, how: str) -> str:
+        """Draw a line from a lane to another one, which `opens`, `joins` in, or `ends` here."""
         pen, right = self._pen, to > column
         goes_on = self._awaited[column] is not None
+        at_end = {"opens": pen.opens, "joins": pen.leaves[::-1], "ends": pen.closes[::-1]}[how][right]
         cells = []
         for i, lane in enumerate(self._awaited):
             inside = min(column, to) < i < max(column, to)
             if i == column:
                 cells.append(pen.leaves[right] if goes_on else pen.closes[right])
             elif i == to:
-                cells.append(pen.opens[right] if opens else pen.leaves[not right])
+                cells.append(at_end)
             elif inside:
                 cells.append(pen.dash if lane is None else pen.cross)
             else:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -241,7 +242,7 @@ def read_lineage(git: Git, objects: ObjectReader, names: Mapping[str, str], tags
     ancestors = {}
     for key, version in versions.items():
         ancestors[key] = tuple(_declared(version, md5, by_md5) for md5 in dict.fromkeys(version.facts.parents))
-    return Lineage(versions, _without_cycles(ancestors), {key: v.label for key, v in versions.items()}, unreadable)
+    return Lineage(versions, _without_cycles(ancestors), _labels(versions), unreadable)
 
 
 def _read_versions(
@@ -315,6 +316,12 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _labels(versions: Mapping[Key, Recorded]) -> dict[Key, str]:
+    """Give what is typed for each version: with the first digits of the md5 where two have the number."""
+    counts = Counter(v.label for v in versions.values())
+    return {key: v.label if counts[v.label] == 1 else f"{v.label}.{v.md5[:6]}" for key, v in versions.items()}
+
+
 def _number(value: object) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else None  # type: ignore[arg-type]
@@ -369,7 +376,8 @@ def _declared(version: Recorded, md5: str, by_md5: Mapping[str, list[Key]]) -> A
 
 
 def _without_cycles(ancestors: Mapping[Key, tuple[Ancestor, ...]]) -> dict[Key, tuple[Ancestor, ...]]:
-    closing = find_cycles({key: [a.key for a in found if a.is_known] for key, found in ancestors.items()})
+    newest_first = reversed(list(ancestors.items()))  # so that what says it comes from a later version is doubted
+    closing = find_cycles({key: [a.key for a in found if a.is_known] for key, found in newest_first})
     marked = dict(ancestors)
     for child, _ in closing:
         marked[child] = tuple(replace(a, is_cycle=(child, a.key) in closing) for a in ancestors[child])
