@@ -15,6 +15,7 @@ from dvc_modelver._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dvc_modelver.api import add as add
+    from dvc_modelver.api import card as card
     from dvc_modelver.api import check as check
     from dvc_modelver.api import describe_file as describe_file
     from dvc_modelver.api import diff as diff
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _VERBS = frozenset(
     [
         "add",
+        "card",
         "check",
         "describe_file",
         "diff",
