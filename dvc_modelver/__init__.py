@@ -15,6 +15,7 @@ from dvc_modelver._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dvc_modelver.api import add as add
+    from dvc_modelver.api import card as card
     from dvc_modelver.api import check as check
     from dvc_modelver.api import check_stage_of as check_stage_of
     from dvc_modelver.api import demote as demote
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import gc as gc
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
+    from dvc_modelver.api import lineage as lineage
     from dvc_modelver.api import list_models as list_models
     from dvc_modelver.api import load as load
     from dvc_modelver.api import log as log
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 _VERBS = frozenset(
     [
         "add",
+        "card",
         "check",
         "check_stage_of",
         "demote",
@@ -61,6 +64,7 @@ _VERBS = frozenset(
         "gc",
         "init",
         "install",
+        "lineage",
         "list_models",
         "load",
         "log",

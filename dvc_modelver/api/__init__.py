@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dvc_modelver.api.ancestry import lineage
+    from dvc_modelver.api.cards import card
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
     from dvc_modelver.api.fsck import fsck
@@ -25,12 +27,15 @@ if TYPE_CHECKING:
     from dvc_modelver.api.versions import load, rollback
 
 __all__ = [
-    "add", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "fsck", "gc", "init", "install",
-    "list_models", "load", "log", "merge", "merge_file", "migrate", "mv", "promote", "pull", "push", "refresh", "rm",
-    "rollback", "rollback_stage", "scan", "show", "similar", "stages", "status", "tag", "uninstall",
+    "add", "card", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "fsck", "gc", "init",
+    "install", "lineage", "list_models", "load", "log", "merge", "merge_file", "migrate", "mv", "promote", "pull",
+    "push", "refresh", "rm", "rollback", "rollback_stage", "scan", "show", "similar", "stages", "status", "tag",
+    "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
+    "ancestry": ("lineage",),
+    "cards": ("card",),
     "compare": ("diff",),
     "conflicts": ("merge",),
     "fsck": ("fsck",),

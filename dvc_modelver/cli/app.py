@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards, objects, reports, stages
+from dvc_modelver.cli import cards, exchange, lineage, objects, reports, stages
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
@@ -441,6 +441,9 @@ def load(
     path = str(api.load(reference, output, force=force, say=say))
     emit_json({"path": path}) if json else emit_lines([path])
 
+
+lineage.register(app)
+exchange.register(app)
 
 # Objects
 
