@@ -510,9 +510,9 @@ def _write(
     try:
         for n, (start, commit, subject) in enumerate(wanted):
             tag = f"{start}#{counter + n}"
-            create_tag(git, tag, commit, subject, facts, sign=sign, after=after + n)
+            oid = create_tag(git, tag, commit, subject, facts, sign=sign, after=after + n)
             made.append(tag)
-            note_tag(layout, tag, git.text("rev-parse", f"refs/tags/{tag}"))
+            note_tag(layout, tag, oid)
         if work.remote:
             earlier = [tag.tag for tag in work.tags if tag.stage and tag.oid not in _oids_there(work)]
             push_tags(git, work.remote, [*earlier, *made])

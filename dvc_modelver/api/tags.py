@@ -121,8 +121,8 @@ def tag(
         "level": level or None, "since": since or None, "reason": reason or None,
     }  # fmt: skip
     record = {k: v for k, v in record.items() if v is not None}
-    create_tag(repo.git, made.tag, commit, f"{model.name} {version}", record, sign=sign)
-    note_tag(repo.layout, made.tag, repo.git.text("rev-parse", f"refs/tags/{made.tag}"))
+    oid = create_tag(repo.git, made.tag, commit, f"{model.name} {version}", record, sign=sign)
+    note_tag(repo.layout, made.tag, oid)
     if not push:
         return made
     share(repo, remote, made.tag)

@@ -212,7 +212,7 @@ class TagExistsError(UsageError):
 
 def create_tag(
     git: Git, tag: str, commit: str, subject: str, record: Mapping[str, object], *, sign: bool, after: int = 0
-) -> None:
+) -> str:
     """Write one annotated tag: a subject line, then a JSON record; signed where ``tag.gpgSign`` says so.
 
     Args:
@@ -223,6 +223,9 @@ def create_tag(
         record: What the JSON says.
         sign: Sign it whatever the configuration says.
         after: A time in seconds since 1970 that it must lie after, since GTO orders tags by their seconds.
+
+    Returns:
+        The id of the tag object.
 
     Raises:
         TagExistsError: The tag is there already.
@@ -240,12 +243,20 @@ def create_tag(
         if "already exists" in err.stderr:
             raise TagExistsError(f"{tag}: this tag is there already", hint=f"git show '{tag}'") from err
         if "unable to sign" in err.stderr:
-            why = err.stderr.strip().splitlines()[0].removeprefix("error: ")
-            raise EnvironmentFailed(
-                f"{tag}: git could not sign it ({why})",
-                hint="git config user.signingKey KEY; for an SSH key also git config gpg.format ssh",
-            ) from err
+            raise _unsigned(tag, err.stderr.strip().splitlines()[0].removeprefix("error: ")) from err
         raise
+    form = "--format=%(objectname)%00%(contents:signature)"
+    oid, _, signature = git.text("for-each-ref", form, f"refs/tags/{tag}").partition("\0")
+    sign = sign or git.text("config", "--type=bool", "tag.gpgSign", codes=(0, 1)) == "true"
+    if sign and not signature.strip():  # Git 2.39 says nothing when an SSH key is not there
+        git.run("update-ref", "-d", f"refs/tags/{tag}", oid)
+        raise _unsigned(tag, "there was no signature")
+    return oid
+
+
+def _unsigned(tag: str, why: str) -> EnvironmentFailed:
+    hint = "git config user.signingKey KEY; for an SSH key also git config gpg.format ssh"
+    return EnvironmentFailed(f"{tag}: git could not sign it ({why})", hint=hint)
 
 
 def find_version_tag(tags: Iterable[ModelTag], name: str, version: str) -> ModelTag:
