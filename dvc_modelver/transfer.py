@@ -203,7 +203,7 @@ def missing_on_remote(repo: Repository, item: Wanted) -> tuple[str, list[str]]:
     """Ask the remote of one output for its object, and for the files of a folder.
 
     Returns:
-        The remote's URL, and the paths, with md5, of what is not there or is there with other bytes.
+        The remote's name, and the paths, with md5, of what is not there or is there with other bytes.
 
     Raises:
         ObjectMissing: The listing of a folder is neither in the cache nor on the remote.

@@ -150,9 +150,9 @@ def _check_clean(repo: Repository) -> Check:
 
 def _check_remote(repo: Repository, chosen: Selected) -> Check:
     try:
-        url, missing = missing_on_remote(repo, Wanted(chosen.pointer, chosen.commit))
+        name, missing = missing_on_remote(repo, Wanted(chosen.pointer, chosen.commit))
     except ModelverError as err:
         return Check("remote", False, f"cannot be asked: {err}", err.hint)
     if missing:
-        return Check("remote", False, f"not on {url}: {', '.join(missing[:3])}", "git push; or modelver push --all")
-    return Check("remote", True, f"{chosen.metadata.md5[:8]} is on {url}")
+        return Check("remote", False, f"not on {name}: {', '.join(missing[:3])}", "git push; or modelver push --all")
+    return Check("remote", True, f"{chosen.metadata.md5[:8]} is on {name}")

@@ -15,7 +15,7 @@ from dvc_modelver.api.select import Selected, find_known, select
 from dvc_modelver.api.tags import remote_to_push_to
 from dvc_modelver.errors import EnvironmentFailed, ModelverError, NotFoundError, RefusedError, UsageError, word
 from dvc_modelver.registry.policy import Check, PolicySource, read_policy
-from dvc_modelver.registry.sharing import TagTakenError, fetch_tags, push_tags, remote_tags, take_theirs
+from dvc_modelver.registry.sharing import TagTakenError, fetch_tags, find_remote, push_tags, remote_tags, take_theirs
 from dvc_modelver.registry.stages import STAGE_SCHEMA, Tenure, held_before, tenures, version_of
 from dvc_modelver.registry.tags import (
     ModelTag,
@@ -82,7 +82,8 @@ class Staged:
         before: The version that held it before; empty where none did.
         verdict: What the policy said; None where it was not asked.
         forced: Whether a rule did not hold.
-        pushed: The remote that has the tags now; empty where they were not pushed.
+        remote: Where the tags belong; empty without a remote.
+        pushed: Whether it has them now.
         named: Whether the version has a semantic version, by which GTO calls it.
     """
 
@@ -95,7 +96,8 @@ class Staged:
     before: str
     verdict: Verdict | None = None
     forced: bool = False
-    pushed: str = ""
+    remote: str = ""
+    pushed: bool = False
     named: bool = True
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -150,7 +152,8 @@ def promote(
                 verdict,
                 f"{work.name}@{verdict.version} is not promoted to {stage}: {failed} of {len(verdict.checks)} rules of "
                 f"{verdict.source.ref} {'does' if failed == 1 else 'do'} not hold",
-                hint=_first_hint(verdict) or 'modelver promote ... --force --reason "why"',
+                hint=_first_hint(verdict)
+                or f'modelver promote {word(name)} {word(version)} {word(stage)} --force --reason "why"',
             )
         evidence = {
             "policy": {"ref": verdict.source.ref, "blob": verdict.source.blob} if verdict.source.blob else None,
@@ -198,7 +201,10 @@ def demote(
         record = _record(work, "demote", holder) | {"path": holder.record.get("path"), "md5": holder.record.get("md5")}
         tags = _write(work, [(f"{work.name}#{stage}!", tag.commit, subject) for tag, subject in subjects], record, sign)
         before = version_of(holder, work.tags)
-        return Staged(tags, "demote", work.name, stage, "", holder.commit, before, pushed=work.remote, record=record)
+        return Staged(
+            tags, "demote", work.name, stage, "", holder.commit, before, remote=work.place, pushed=bool(work.remote),
+            record=record,
+        )  # fmt: skip
 
 
 def rollback_stage(
@@ -365,6 +371,11 @@ class _Work:
     remote: str
     say: Say
 
+    @property
+    def place(self) -> str:
+        """The remote that has the registry; empty without one."""
+        return self.remote or find_remote(self.repo.git) or ""
+
     @classmethod
     @contextmanager
     def start(cls, name: str, stage: str, reason: str, *, push: bool, say: Say, folder: Path | None) -> Iterator[_Work]:
@@ -482,7 +493,7 @@ def _make(
     tags = _write(work, [(f"{work.name}#{stage}", chosen.commit, subject)], record, sign)
     before = version_of(holder, work.tags) if holder is not None else ""
     return Staged(
-        tags, action, work.name, stage, version, chosen.commit, before, pushed=work.remote,
+        tags, action, work.name, stage, version, chosen.commit, before, remote=work.place, pushed=bool(work.remote),
         named=version.startswith("v"), record=record,
     )  # fmt: skip
 

@@ -192,7 +192,7 @@ def _emit_staged(done: Staged, *, json: bool) -> None:
         emit_json(
             {
                 "schema": "modelver.staged/1", "tags": list(done.tags), "commit": done.commit,
-                "pushed": done.pushed or None, "record": {k: v for k, v in done.record.items() if v is not None},
+                "pushed": done.remote if done.pushed else None, "record": {k: v for k, v in done.record.items() if v is not None},
             }
         )  # fmt: skip
         return
@@ -200,10 +200,11 @@ def _emit_staged(done: Staged, *, json: bool) -> None:
     now = f"{done.version} holds it" if done.version else "nothing holds it"
     before = f", before {done.before}" if done.before else ""
     forced = ", forced" if done.forced else ""
-    lines.append(f"{done.name}#{done.stage}: {now}{before}{forced}{_pushed(done.pushed)} ({', '.join(done.tags)})")
+    pushed = _pushed(done.remote if done.pushed else "")
+    lines.append(f"{done.name}#{done.stage}: {now}{before}{forced}{pushed} ({', '.join(done.tags)})")
     emit_lines(lines)
-    if not done.pushed:
-        say(f"hint: git push REMOTE {' '.join(word(tag) for tag in done.tags)} tells the others; or use --push")
+    if done.remote and not done.pushed:
+        say(f"hint: git push {done.remote} {' '.join(word(tag) for tag in done.tags)} tells the others")
     if done.version and not done.named:
         say(f"hint: modelver tag {word(done.name)} VERSION {done.commit[:8]} names it; GTO shows its commit until then")
 

@@ -151,7 +151,7 @@ def test_tree_branches_and_objects(registry: Registry) -> None:
     said = found(refused(registry, "4"))
     assert said["clean"] == (False, f"changed: {MODEL}")  # retrained, and not described yet
     assert said["branches = main, release/*"] == (False, f"{commit[:8]} is on no branch of origin")
-    assert said["remote"][1] == f"not on {registry.folder / 'remote'}: {MODEL} ({md5[:8]})"
+    assert said["remote"][1] == f"not on storage: {MODEL} ({md5[:8]})"
     registry.modelver("pull", "--force")
     registry.write("notes.txt", "untracked files do no harm")
     registry.git("push", "-q", "origin", "side:feature")
