@@ -192,7 +192,8 @@ def _emit_staged(done: Staged, *, json: bool) -> None:
         emit_json(
             {
                 "schema": "modelver.staged/1", "tags": list(done.tags), "commit": done.commit,
-                "pushed": done.remote if done.pushed else None, "record": {k: v for k, v in done.record.items() if v is not None},
+                "pushed": done.remote if done.pushed else None,
+                "record": {k: v for k, v in done.record.items() if v is not None},
             }
         )  # fmt: skip
         return
