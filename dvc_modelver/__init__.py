@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import describe_file as describe_file
     from dvc_modelver.api import diff as diff
     from dvc_modelver.api import doctor as doctor
+    from dvc_modelver.api import evaluate as evaluate
     from dvc_modelver.api import fsck as fsck
     from dvc_modelver.api import gc as gc
     from dvc_modelver.api import init as init
@@ -50,6 +51,7 @@ _VERBS = frozenset(
         "describe_file",
         "diff",
         "doctor",
+        "evaluate",
         "fsck",
         "gc",
         "init",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
+    from dvc_modelver.api.evaluations import evaluate
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
     from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
@@ -21,14 +22,40 @@ if TYPE_CHECKING:
     from dvc_modelver.api.versions import load, rollback, tag
 
 __all__ = [
-    "add", "check", "describe_file", "diff", "doctor", "fsck", "gc", "init", "install", "list_models", "load", "log",
-    "merge", "merge_file", "migrate", "mv", "pull", "push", "refresh", "rm", "rollback", "scan", "show", "similar",
-    "status", "tag", "uninstall",
+    "add",
+    "check",
+    "describe_file",
+    "diff",
+    "doctor",
+    "evaluate",
+    "fsck",
+    "gc",
+    "init",
+    "install",
+    "list_models",
+    "load",
+    "log",
+    "merge",
+    "merge_file",
+    "migrate",
+    "mv",
+    "pull",
+    "push",
+    "refresh",
+    "rm",
+    "rollback",
+    "scan",
+    "show",
+    "similar",
+    "status",
+    "tag",
+    "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
     "compare": ("diff",),
     "conflicts": ("merge",),
+    "evaluations": ("evaluate",),
     "fsck": ("fsck",),
     "gc": ("gc",),
     "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),

@@ -20,7 +20,9 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
+from dvc_modelver.registry.evaluations import Evaluation, read_evaluations
 from dvc_modelver.registry.history import Version, iter_versions, paths_of, version_at
+from dvc_modelver.registry.notes import unsent
 from dvc_modelver.registry.tags import ModelTag, read_tags
 from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
@@ -133,6 +135,8 @@ def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
         return
     for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
         yield ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
+    for ref in unsent(repo.objects):
+        yield ModelStatus(ref, "unpushed", "evaluations that no remote has", "git push")
 
 
 def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set[str]) -> ModelStatus | None:
@@ -201,6 +205,7 @@ class Shown:
     """One version's card.
 
     Attributes:
+        evaluations: Results that were measured after the commit, oldest first.
         labels: From ``artifacts:`` of dvc.yaml; likewise `description`.
         tags: Tags of this version.
     """
@@ -212,6 +217,7 @@ class Shown:
     tags: tuple[ModelTag, ...]
     description: str = ""
     labels: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 def show(reference: str, *, folder: Path | None = None) -> Shown:
@@ -240,6 +246,7 @@ def show(reference: str, *, folder: Path | None = None) -> Shown:
         tags=tags,
         description=str(entry.get("desc") or ""),
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+        evaluations=tuple(read_evaluations(repo.objects, [chosen.metadata.md5]).get(chosen.metadata.md5, ())),
     )
 
 

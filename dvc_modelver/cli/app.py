@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards, objects, reports
+from dvc_modelver.cli import cards, evaluations, objects, reports
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
@@ -497,6 +497,9 @@ def load(
     """Write one version's weights to a file, from cache or remote, verified."""
     path = str(api.load(reference, output, force=force, say=say))
     emit_json({"path": path}) if json else emit_lines([path])
+
+
+evaluations.register(app)
 
 
 # Objects

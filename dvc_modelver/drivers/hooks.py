@@ -164,7 +164,8 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
 
     remote = args[0] if args else os.environ.get("PRE_COMMIT_REMOTE_NAME", "origin")
     wanted: dict[tuple[object, ...], Wanted] = {}
-    for line in pushed_refs(repo):
+    lines = pushed_refs(repo)
+    for line in lines:
         fields = line.split(" ")
         if len(fields) != 4 or fields[1] == ZERO_OID:
             continue  # a deleted ref
@@ -181,6 +182,17 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
         wanted |= {w.key: w for w in objects_of_commits(repo, fields[1], known)}
     if wanted:
         upload(repo, wanted.values(), say)
+    _send_notes(repo, remote, {line.split(" ")[2] for line in lines if line.count(" ") == 3})
+
+
+def _send_notes(repo: Repository, remote: str, pushed: set[str]) -> None:
+    """Evaluations travel along; a remote that does not take them is no reason to stop a push."""
+    from dvc_modelver.registry.notes import send
+
+    try:
+        send(repo.git, repo.objects, remote, besides=pushed)
+    except ModelverError as err:
+        say(f"warning: evaluations stay here: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
 
 
 _HOOKS: dict[str, Callable[[Repository, list[str]], None]] = {
