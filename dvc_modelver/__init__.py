@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import evaluate as evaluate
     from dvc_modelver.api import fsck as fsck
     from dvc_modelver.api import gc as gc
+    from dvc_modelver.api import index as index
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
     from dvc_modelver.api import list_models as list_models
@@ -54,6 +55,7 @@ _VERBS = frozenset(
         "evaluate",
         "fsck",
         "gc",
+        "index",
         "init",
         "install",
         "list_models",

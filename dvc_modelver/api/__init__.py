@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api.evaluations import evaluate
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
+    from dvc_modelver.api.index import index
     from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
     from dvc_modelver.api.merges import merge_file
     from dvc_modelver.api.migrate import migrate
@@ -30,6 +33,7 @@ __all__ = [
     "evaluate",
     "fsck",
     "gc",
+    "index",
     "init",
     "install",
     "list_models",
@@ -57,6 +61,7 @@ _ROOMS = {
     "conflicts": ("merge",),
     "evaluations": ("evaluate",),
     "fsck": ("fsck",),
+    "index": ("index",),
     "gc": ("gc",),
     "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),
     "merges": ("merge_file",),
@@ -75,3 +80,14 @@ def __getattr__(name: str) -> Any:
         if name in verbs:
             return getattr(import_module(f"dvc_modelver.api.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Keeps ``api.fsck`` the verb: the import system would put the module of the same name there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -22,9 +22,9 @@ from dvc_modelver.metadata import (
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.registry.evaluations import Evaluation, read_evaluations
 from dvc_modelver.registry.history import Version, iter_versions, paths_of, version_at
-from dvc_modelver.registry.notes import unsent
+from dvc_modelver.registry.notes import EVALUATIONS_REF, unsent
 from dvc_modelver.registry.tags import ModelTag, read_tags
-from dvc_modelver.repository import Repository, TrackedModel
+from dvc_modelver.repository import CommitView, Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.transfer import objects_of_commits
@@ -136,7 +136,8 @@ def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
     for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
         yield ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
     for ref in unsent(repo.objects):
-        yield ModelStatus(ref, "unpushed", "evaluations that no remote has", "git push")
+        what = "evaluations" if ref == EVALUATIONS_REF else "backfilled metadata"
+        yield ModelStatus(ref, "unpushed", f"{what} that no remote has", "git push")
 
 
 def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set[str]) -> ModelStatus | None:
@@ -171,7 +172,7 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set
         return ModelStatus(path, "untracked", "described, not staged", f"modelver add {word(path)}")
     if model.metadata.md5.encode() not in staged:
         return ModelStatus(path, "retrained", f"{_was(seen)}, not staged", "git commit -a")
-    head = repo.metadata(repo.at("HEAD"), path) if repo.head is not None else None
+    head = repo.metadata(CommitView(repo.head, repo.objects), path) if repo.head is not None else None
     if head is None or head.md5 != model.metadata.md5:
         return ModelStatus(path, "staged", f"version {model.metadata.version.number}", "git commit")
     return None

@@ -54,7 +54,7 @@ def push(
             wanted.setdefault(item.key, item)
     done = upload(repo, wanted.values(), say, remote_name=remote)
     if (name := default_remote(repo.git, repo.objects)) is not None:
-        _warned(lambda: send(repo.git, repo.objects, name), "evaluations stay here", say)
+        _warned(lambda: send(repo.git, repo.objects, name), "evaluations and other notes stay here", say)
     return done
 
 

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dvc_modelver import api
+from dvc_modelver.cli.cards import version_line
 from dvc_modelver.cli.output import JsonFlag, emit_json, emit_lines, say
 from dvc_modelver.errors import UsageError
 
 if TYPE_CHECKING:
     from dvc_modelver.api.evaluations import Evaluated
+    from dvc_modelver.api.index import Indexed
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     app.command("eval")(eval_)
+    app.command()(index)
 
 
 def eval_(
@@ -41,6 +44,34 @@ def eval_(
         reference, *(metrics or []), metrics=_numbers(metric or []), data=data or [], time=time, by=by, push=push
     )
     emit_json(evaluated_document(done)) if json else emit_lines(_evaluated_lines(done))
+
+
+def index(
+    backfill: Annotated[
+        str,
+        typer.Option(metavar="REV..", help="Describe the models of commits after REV; of all up to it without dots."),
+    ],
+    json: JsonFlag = False,
+) -> int:
+    """Give commits from before the tool their metadata, kept in Git notes; no commit changes."""
+    done = api.index(backfill, say=say)
+    if json:
+        described = [
+            {"commit": commit, "path": m.model.path, "md5": m.md5, "number": m.version.number}
+            for commit, m in done.described
+        ]
+        failed = [{"where": where, "why": why} for where, why in done.failed.items()]
+        emit_json({"schema": "modelver.index/1", "described": described, "known": done.known, "failed": failed})
+    else:
+        emit_lines([*(f"{commit[:8]}  {version_line(m)}" for commit, m in done.described), _index_line(done)])
+    for where, why in done.failed.items():
+        say(f"modelver: error: {where}: {why}")
+    return 4 if done.failed else 0
+
+
+def _index_line(done: Indexed) -> str:
+    n, failed = len(done.described), f", {len(done.failed)} could not be" if done.failed else ""
+    return f"{n} version{'s' * (n != 1)} described, {done.known} known already{failed}"
 
 
 def _numbers(pairs: list[str]) -> dict[str, float]:

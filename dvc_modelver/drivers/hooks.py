@@ -192,7 +192,7 @@ def _send_notes(repo: Repository, remote: str, pushed: set[str]) -> None:
     try:
         send(repo.git, repo.objects, remote, besides=pushed)
     except ModelverError as err:
-        say(f"warning: evaluations stay here: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
+        say(f"warning: evaluations and other notes stay here: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
 
 
 _HOOKS: dict[str, Callable[[Repository, list[str]], None]] = {

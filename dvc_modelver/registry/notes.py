@@ -13,7 +13,9 @@ EVALUATIONS_REF = "refs/notes/modelver-evaluations"
 """Results by md5: each note is attached to the blob whose content is an md5, and is JSON lines."""
 METADATA_REF = "refs/notes/modelver"
 """Metadata of commits that were made without it: each note is attached to a commit, and is JSON lines."""
-NOTES_REFS = (EVALUATIONS_REF, METADATA_REF)
+TENSORS_REF = "refs/notes/modelver-tensors"
+"""Their tensor tables: each note is attached to the blob whose content is an md5, and is JSON lines."""
+NOTES_REFS = (EVALUATIONS_REF, METADATA_REF, TENSORS_REF)
 PATTERN = "refs/notes/modelver*"
 """What ``git fetch`` is to bring of them."""
 

@@ -98,11 +98,11 @@ def test_a_remote_that_refuses_notes_stops_no_push(box: Sandbox, tmp_path: Path)
     box.modelver("eval", "net", "--metric", "acc=0.5")
     train(box, 2)
     said = box.run("git", "push").stderr
-    assert [line for line in said.splitlines() if "evaluations stay here" in line and "hook declined" in line]
+    assert [line for line in said.splitlines() if "notes stay here" in line and "hook declined" in line]
     assert said.count("warning:") == 1
     assert box.git("rev-parse", "origin/main") == box.git("rev-parse", "main")
     said = box.run("modelver", "push").stderr
-    assert said.count("evaluations stay here") == 1
+    assert said.count("notes stay here") == 1
     assert "evaluations that no remote has" in box.modelver("status")
     done = box.run("modelver", "eval", "net", "--metric", "acc=0.6", "--push", ok=False)
     assert done.returncode == 4
