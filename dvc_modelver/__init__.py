@@ -15,6 +15,7 @@ from dvc_modelver._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dvc_modelver.api import add as add
+    from dvc_modelver.api import card as card
     from dvc_modelver.api import check as check
     from dvc_modelver.api import describe_file as describe_file
     from dvc_modelver.api import diff as diff
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import index as index
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
+    from dvc_modelver.api import lineage as lineage
     from dvc_modelver.api import list_models as list_models
     from dvc_modelver.api import load as load
     from dvc_modelver.api import log as log
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 _VERBS = frozenset(
     [
         "add",
+        "card",
         "check",
         "describe_file",
         "diff",
@@ -58,6 +61,7 @@ _VERBS = frozenset(
         "index",
         "init",
         "install",
+        "lineage",
         "list_models",
         "load",
         "log",

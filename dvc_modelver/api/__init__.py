@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dvc_modelver.api.ancestry import lineage
+    from dvc_modelver.api.cards import card
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
     from dvc_modelver.api.evaluations import evaluate
@@ -25,38 +27,14 @@ if TYPE_CHECKING:
     from dvc_modelver.api.versions import load, rollback, tag
 
 __all__ = [
-    "add",
-    "check",
-    "describe_file",
-    "diff",
-    "doctor",
-    "evaluate",
-    "fsck",
-    "gc",
-    "index",
-    "init",
-    "install",
-    "list_models",
-    "load",
-    "log",
-    "merge",
-    "merge_file",
-    "migrate",
-    "mv",
-    "pull",
-    "push",
-    "refresh",
-    "rm",
-    "rollback",
-    "scan",
-    "show",
-    "similar",
-    "status",
-    "tag",
-    "uninstall",
+    "add", "card", "check", "describe_file", "diff", "doctor", "evaluate", "fsck", "gc", "index", "init", "install",
+    "lineage", "list_models", "load", "log", "merge", "merge_file", "migrate", "mv", "pull", "push", "refresh",
+    "rm", "rollback", "scan", "show", "similar", "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
+    "ancestry": ("lineage",),
+    "cards": ("card",),
     "compare": ("diff",),
     "conflicts": ("merge",),
     "evaluations": ("evaluate",),

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards, evaluations, objects, reports
+from dvc_modelver.cli import cards, evaluations, exchange, lineage, objects, reports
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
@@ -500,7 +500,8 @@ def load(
 
 
 evaluations.register(app)
-
+lineage.register(app)
+exchange.register(app)
 
 # Objects
 
