@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dvc_modelver.checks import parents_of
 from dvc_modelver.errors import BadMetadataError, ModelverError, UsageError, word
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
 from dvc_modelver.progress import ProgressLine
@@ -78,6 +77,7 @@ class _Job:
     def __init__(self, repo: Repository, say: Say) -> None:
         self.repo, self.say = repo, say
         self.done = Indexed()
+        self.lost: set[tuple[str, str]] = set()
         backfill = read_backfill(repo.objects)
         self.noted = {(commit, one.path) for commit, found in backfill.by_commit.items() for one in found}
         self.versions = {
@@ -123,6 +123,7 @@ class _Job:
                     self.done.known += 1
             except ModelverError as err:
                 self.done.failed[f"{todo.commit[:8]} {todo.pointer.path}"] = str(err)
+                self.lost.add(todo.key)
                 continue
             found.append(Backfilled(todo.commit, todo.pointer.file, version.metadata, version.table))
         keep(self.repo.git, self.repo.objects, found)
@@ -137,8 +138,8 @@ class _Job:
         hashes = cache.hash_object(md5, legacy=pointer.legacy)
         with ProgressLine(f"describing {path} of {todo.commit[:8]}", hashes.size) as progress:
             contents = read_contents(stored, path, hashes, progress=progress)
-        parents = [known for parent in parents_of(self.repo, todo.commit) if (known := self._at(parent, pointer))]
-        made = describe_as(self.repo, path, contents, parents, view=view, pointer=pointer)
+        parents = {known.metadata.md5: known for known in self._parents(todo)}.values()
+        made = describe_as(self.repo, path, contents, list(parents), view=view, pointer=pointer)
         if made.warning:
             self.say(f"{made.warning}; described as an opaque file")
         return KnownVersion(made.metadata, made.table)

@@ -13,7 +13,7 @@ from dvc_modelver import api
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.registry.backfill import read_backfill
 from dvc_modelver.registry.notes import METADATA_REF, TENSORS_REF
-from tests.sandbox import Sandbox, md5_of
+from tests.sandbox import Sandbox
 
 MODEL, TREE = "models/net.safetensors", "out/tree.safetensors"
 LOCK = """schema: '2.0'
@@ -49,7 +49,7 @@ def old(tmp_path: Path) -> Sandbox:
     box.write(".gitignore", "/out/\n")
     box.write("models/.gitignore", "/net.safetensors\n")
     box.write("dvc.yaml", YAML)
-    for n, (seed, pipeline) in enumerate([(1, 11), (2, 11), (2, 12), (1, 12), (3, 12)]):
+    for n, (seed, pipeline) in enumerate([(1, 11), (2, 11), (2, 12), (3, 12), (1, 12)]):
         md5, size = trained(box, MODEL, seed)
         box.write(f"{MODEL}.dvc", f"outs:\n- md5: {md5}\n  size: {size}\n  hash: md5\n  path: net.safetensors\n")
         md5, size = trained(box, TREE, pipeline)
@@ -93,11 +93,11 @@ def test_old_commits_are_described_and_every_question_is_answered(old: Sandbox, 
         (TREE, 1),
         (TREE, 2),
     ]
-    assert (document["known"], document["failed"]) == (1, [])  # commit 3 has the bytes of the first
+    assert (document["known"], document["failed"]) == (1, [])  # the last has the bytes of the first
     assert (old.git("rev-parse", "HEAD"), old.git("status", "--porcelain")) == before
 
-    first, second, third, _, last = commits(old)
-    assert sorted(logged(old, "net")) == sorted([(1, first), (2, second), (3, last)])
+    first, second, third, fourth, _ = commits(old)
+    assert sorted(logged(old, "net")) == sorted([(1, first), (2, second), (3, fourth)])
     assert sorted(logged(old, "tree")) == sorted([(1, first), (2, third)])
     card = api.show("net@2", folder=old.path)
     assert card.table is not None
@@ -124,23 +124,23 @@ def test_old_commits_are_described_and_every_question_is_answered(old: Sandbox, 
 
 
 def test_it_goes_on_where_it_was_stopped_and_names_what_is_nowhere(old: Sandbox, tmp_path: Path) -> None:
-    (md5,) = {md5_of(old.path / MODEL)}
-    gone = [tmp_path / "remote/files/md5" / md5[:2] / md5[2:], old.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]]
-    for file in gone:
-        file.rename(tmp_path / f"kept-{file.parent.parent.parent.parent.name}")
-    first = commits(old)[0]
-    done = api.index(f"..{first}", folder=old.path)
-    assert [m.version.number for _, m in done.described] == [1, 1]
-    result = old.run("modelver", "index", "--backfill", f"{first}..", ok=False)
+    _, second, third, *_ = commits(old)
+    text = old.git("show", f"{second}:{MODEL}.dvc")
+    md5 = text.split("md5: ")[1].split()[0]
+    places = [old.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:], tmp_path / "remote/files/md5" / md5[:2] / md5[2:]]
+    for n, file in enumerate(places):
+        file.rename(tmp_path / f"kept-{n}")
+    done = api.index(f"..{third}", folder=old.path)
+    assert sorted((m.model.path, m.version.number) for _, m in done.described) == [(MODEL, 1), (TREE, 1), (TREE, 2)]
+    result = old.run("modelver", "index", "--backfill", "HEAD", ok=False)
     assert result.returncode == 4
-    assert f"{MODEL}" in result.stderr
-    assert md5[:8] in result.stderr
-    (tmp_path / "kept-remote").rename(gone[0])
+    assert f"error: {second[:8]} {MODEL}" in result.stderr
+    assert f"the version before it, {md5[:8]}, could not be described" in result.stderr  # rather than a false number
+    assert "0 versions described, 4 known already, 2 could not be" in result.stdout
+    (tmp_path / "kept-1").rename(places[1])
     done = api.index("HEAD", folder=old.path)
-    assert [(m.model.path, m.version.number) for _, m in done.described] == [
-        (MODEL, 2)
-    ]  # its parent is version 1 again
-    assert done.known == 5
+    assert [(m.model.path, m.version.number) for _, m in done.described] == [(MODEL, 2), (MODEL, 3)]
+    assert done.known == 4
     assert not done.failed
 
 
@@ -156,22 +156,21 @@ def test_notes_travel_and_the_tool_goes_on_from_them(old: Sandbox, tmp_path: Pat
     clone.modelver("install")
     clone.modelver("pull")
     assert api.show("net@2", folder=clone.path).metadata.version.number == 2
-    assert "adopted" not in clone.git("log", "--format=%s")
     clone.modelver("add", "--all")
     assert clone.metadata_md5(MODEL) == clone.md5(MODEL)
     document = json.loads((clone.path / f"{MODEL}.modelver.json").read_text())
-    assert document["version"]["number"] == 3  # the same version as the notes say
+    assert document["version"]["number"] == 1  # the same version as the notes say
     assert clone.git("status", "--porcelain", "models").startswith("A ")
     clone.git("add", ".")
     clone.git("commit", "-q", "-m", "adopted")
     clone.train(MODEL, 4)
     clone.modelver("add", "-u")
-    clone.git("commit", "-q", "-m", "version 4")
-    assert [n for n, _ in logged(clone, "net")][:2] == [4, 3]
-    clone.modelver("rollback", "net", "2")
+    clone.git("commit", "-q", "-m", "from the first")
+    assert [n for n, _ in logged(clone, "net")] == [2, 1, 3, 2]
+    clone.modelver("rollback", "net", "3")
     document = json.loads((clone.path / f"{MODEL}.modelver.json").read_text())
-    assert (document["version"]["number"], clone.md5(MODEL)) == (2, document["model"]["md5"])
-    clone.git("commit", "-q", "-m", "back to the second")
+    assert (document["version"]["number"], clone.md5(MODEL)) == (3, document["model"]["md5"])
+    clone.git("commit", "-q", "-m", "back to the third")
     assert "0 problems" in clone.modelver("fsck")
 
 
@@ -195,7 +194,7 @@ def test_lines_that_are_not_ours_are_left_out(old: Sandbox) -> None:
         tables[1],
     )
     found = read_backfill(ObjectReader(old.path / ".git"))
-    assert [one.path for one in found.by_commit[first]] == [MODEL, TREE]
+    assert {one.path for one in found.by_commit[first]} == {MODEL, TREE}
     assert all(found.table(one.metadata) for one in found.by_commit[first])
     assert found.find(first, "other.pt") is None
     assert old.git("for-each-ref", "--format=%(refname)", "refs/notes").split() == [METADATA_REF, TENSORS_REF]
