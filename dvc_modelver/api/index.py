@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dvc_modelver.checks import parents_of
 from dvc_modelver.errors import BadMetadataError, ModelverError, UsageError, word
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
 from dvc_modelver.progress import ProgressLine
@@ -144,16 +145,25 @@ class _Job:
             self.say(f"{made.warning}; described as an opaque file")
         return KnownVersion(made.metadata, made.table)
 
-    def _at(self, commit: str, pointer: Pointer) -> KnownVersion | None:
-        """Give the version that a commit has of a model: by its metadata file, else of what was backfilled."""
-        view = CommitView(commit, self.repo.objects)
-        try:
-            metadata = self.repo.metadata(view, pointer.path)
+    def _parents(self, todo: _Todo) -> Iterator[KnownVersion]:
+        """Give the versions that the commits before had: by their metadata files, else of what was backfilled.
+
+        Raises:
+            UsageError: One of them should have been backfilled, and could not be.
+        """
+        pointer = todo.pointer
+        for commit in parents_of(self.repo, todo.commit):
+            view = CommitView(commit, self.repo.objects)
+            try:
+                metadata = self.repo.metadata(view, pointer.path)
+                before = [p for p in self.repo.pointers_in(view, pointer.file) if p.path == pointer.path]
+            except BadMetadataError:
+                continue
             if metadata is not None:
-                return KnownVersion(metadata, view.read(table_path(pointer.path)))
-            before = [p for p in self.repo.pointers_in(view, pointer.file) if p.path == pointer.path]
-        except BadMetadataError:
-            return None
-        return next(
-            (self.versions[p.path, p.md5 or ""] for p in before if (p.path, p.md5 or "") in self.versions), None
-        )
+                yield KnownVersion(metadata, view.read(table_path(pointer.path)))
+                continue
+            for key in ((p.path, p.md5 or "") for p in before):
+                if key in self.lost:
+                    raise UsageError(f"{pointer.path}: the version before it, {key[1][:8]}, could not be described")
+                if key in self.versions:
+                    yield self.versions[key]
