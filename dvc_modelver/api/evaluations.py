@@ -14,11 +14,11 @@ from dvc_modelver.api.select import select
 from dvc_modelver.api.track import declared_facts
 from dvc_modelver.errors import UsageError, word
 from dvc_modelver.git.notes import committer
-from dvc_modelver.git.notes_transport import default_remote
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.pipeline import read_metrics
 from dvc_modelver.registry.evaluations import Evaluation, as_time, record_evaluation
 from dvc_modelver.registry.notes import bring, send
+from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.repository import Repository
 
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -60,7 +60,7 @@ def evaluate(
         data: What it was measured on: files, DVC outputs, or their md5.
         time: When, in ISO 8601; now by default.
         by: Who; as Git names the user by default.
-        push: Send it to the branch's remote at once.
+        push: Send it to the remote at once: ``origin``, else the branch's.
         folder: Anywhere in the work tree.
 
     Raises:
@@ -78,11 +78,11 @@ def evaluate(
     values |= metrics or {}
     if not values:
         raise UsageError("modelver eval: no metrics, expected --metrics FILE or --metric name=value")
-    remote = default_remote(repo.git, repo.objects) if push else None
+    remote = find_remote(repo.git) if push else None
     if push and remote is None:
         raise UsageError("modelver eval --push: no remote to push to", hint="git remote add origin URL")
     if remote is not None:
-        bring(repo.git, repo.objects, remote)  # what is there already is not said twice
+        bring(repo.git, remote)  # what is there already is not said twice
     new = Evaluation(
         md5=metadata.md5,
         metrics=values,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError, EnvironmentFailed
-from dvc_modelver.git.notes_transport import default_remote
 from dvc_modelver.registry.notes import bring, send
+from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.repository import Repository
 from dvc_modelver.transfer import Upload, Wanted, all_tips, fetch, objects_of_commits, upload
 from dvc_modelver.worktree.law import Action
@@ -53,7 +53,7 @@ def push(
             item = Wanted(pointer)
             wanted.setdefault(item.key, item)
     done = upload(repo, wanted.values(), say, remote_name=remote)
-    if (name := default_remote(repo.git, repo.objects)) is not None:
+    if (name := find_remote(repo.git)) is not None:
         _warned(lambda: send(repo.git, repo.objects, name), "evaluations and other notes stay here", say)
     return done
 
@@ -98,7 +98,7 @@ def pull(*names: str, force: bool = False, say: Say = lambda _line: None, folder
     """
     repo = Repository.open(folder)
     repo.dvc_root()
-    _warned(lambda: bring(repo.git, repo.objects), "no evaluations were fetched", say)
+    _warned(lambda: bring(repo.git), "no evaluations were fetched", say)
     only = [repo.find_model(repo.work_tree, name).path for name in names] or None
     done = Pulled(failed={} if only else {f: _one_line(f, err) for f, err in repo.unreadable(repo.work_tree).items()})
     with locked(repo.layout.state_dir):

@@ -44,17 +44,6 @@ def remove_refspecs(git: Git, objects: ObjectReader, pattern: str) -> list[str]:
     return found
 
 
-def default_remote(git: Git, objects: ObjectReader) -> str | None:
-    """Give the remote of the current branch, else ``origin``, else the only one there is."""
-    known = objects.remotes()
-    branch = git.text("branch", "--show-current")
-    code, out = git.run_for_code("config", f"branch.{branch}.remote", codes=(0, 1))
-    named = os.fsdecode(out).strip() if code == 0 and branch else "origin"
-    if named in known:
-        return named
-    return next(iter(known)) if len(known) == 1 else None
-
-
 def fetch_notes(git: Git, remote: str, refs: Sequence[str]) -> None:
     """Bring a remote's notes refs, those that it has, to where `tracking_ref` says.
 

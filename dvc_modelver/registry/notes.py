@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from dvc_modelver.git.notes import tracking_ref
-from dvc_modelver.git.notes_transport import add_refspec, default_remote, fetch_notes, lacking, send_notes
+from dvc_modelver.git.notes_transport import add_refspec, fetch_notes, lacking, send_notes
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import Git
+from dvc_modelver.registry.sharing import find_remote
 
 EVALUATIONS_REF = "refs/notes/modelver-evaluations"
 """Results by md5: each note is attached to the blob whose content is an md5, and is JSON lines."""
@@ -41,13 +42,13 @@ def send(git: Git, objects: ObjectReader, remote: str, *, besides: Collection[st
     return bool(refs) and send_notes(git, objects, remote, refs)
 
 
-def bring(git: Git, objects: ObjectReader, remote: str | None = None) -> None:
-    """Fetch the notes of a remote, the branch's own where none is named; nothing where there is none.
+def bring(git: Git, remote: str | None = None) -> None:
+    """Fetch the notes of a remote, that of the registry where none is named; nothing where there is none.
 
     Raises:
         EnvironmentFailed: The remote cannot be reached.
     """
-    remote = remote or default_remote(git, objects)
+    remote = remote or find_remote(git)
     if remote is not None:
         fetch_notes(git, remote, [PATTERN])
 
