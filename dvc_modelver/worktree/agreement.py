@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,15 @@ from typing import Any
 
 from dvc_modelver.errors import BadMetadataError
 from dvc_modelver.formats import Folder, Reader
-from dvc_modelver.metadata import ModelMetadata, TensorTable, describe_tensors, summarise, table_digest, table_path
+from dvc_modelver.metadata import (
+    ModelMetadata,
+    TensorTable,
+    describe_tensors,
+    metadata_path,
+    summarise,
+    table_digest,
+    table_path,
+)
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository, TrackedModel, View
 from dvc_modelver.store.folders import is_folder_oid
@@ -42,9 +50,10 @@ class Contradiction:
     @property
     def line(self) -> str:
         """Say it in one line."""
-        return (
-            f"{self.path}: {self.field} is recorded as {_short(self.said)}, the {self.source} has {_short(self.found)}"
-        )
+        is_fact = self.field.startswith("model.")
+        where = metadata_path(self.path) if is_fact else table_path(self.path)
+        field = self.field.removeprefix("model.")
+        return f"{where}: {field} is {_short(self.said)}, the {self.source} has {_short(self.found)}"
 
 
 def _short(value: Any) -> str:
@@ -134,6 +143,13 @@ def _against_header(
     metadata: ModelMetadata, path: str, table: TensorTable | None, reader: Reader
 ) -> Iterator[Contradiction]:
     facts = metadata.model
+    if table is not None:
+        rows = {row.name: _tensor(row.dtype, row.shape) for row in table.rows}
+        specs = {spec.name: _tensor(spec.dtype, spec.shape) for spec in reader.specs}
+        for name in sorted(rows.keys() | specs.keys()):
+            if rows.get(name) != specs.get(name):
+                yield Contradiction(path, f"tensor {name}", rows.get(name), specs.get(name), "object")
+                return  # one names the file; there may be thousands
     own = [spec for spec in reader.specs if spec.role != "optimizer"]
     found: dict[str, Any] = {
         "format": reader.format, "framework": reader.framework,
@@ -145,14 +161,10 @@ def _against_header(
             yield Contradiction(path, f"model.{name}", getattr(facts, name), value, "object")
     if facts.tensors_digest is None:
         yield Contradiction(path, "model.tensors_digest", None, f"{len(reader.specs)} tensors", "object")
-    if table is None:
-        return
-    rows = {row.name: (row.dtype, tuple(row.shape)) for row in table.rows}
-    specs = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in reader.specs}
-    for name in sorted(rows.keys() | specs.keys()):
-        if rows.get(name) != specs.get(name):
-            yield Contradiction(path, f"tensor {name}", rows.get(name), specs.get(name), "object")
-            return  # one names the file; there may be thousands
+
+
+def _tensor(dtype: str, shape: Sequence[int]) -> str:
+    return f"{dtype} {'x'.join(map(str, shape)) or 'scalar'}"
 
 
 def _against_values(path: str, table: TensorTable, reader: Reader, size: int) -> Iterator[Contradiction]:
