@@ -59,6 +59,7 @@ def index(backfill: str, *, say: Say = lambda _line: None, folder: Path | None =
     known = [repo.git.commit_of(old)] if dots and old else []
     job = _Job(repo, say)
     todo = list(job.find(tip, known))
+    job.total = len({one.key for one in todo} - job.versions.keys())
     for start in range(0, len(todo), _AT_ONCE):
         job.describe(todo[start : start + _AT_ONCE])
     return job.done
@@ -79,6 +80,7 @@ class _Job:
         self.repo, self.say = repo, say
         self.done = Indexed()
         self.lost: set[tuple[str, str]] = set()
+        self.total = 0
         backfill = read_backfill(repo.objects)
         self.noted = {(commit, one.path) for commit, found in backfill.by_commit.items() for one in found}
         self.versions = {
@@ -137,7 +139,8 @@ class _Job:
         cache = self.repo.cache(pointer.file)
         stored = cache.open_folder(md5) if is_folder_oid(md5) else cache.path_of(md5, legacy=pointer.legacy)
         hashes = cache.hash_object(md5, legacy=pointer.legacy)
-        with ProgressLine(f"describing {path} of {todo.commit[:8]}", hashes.size) as progress:
+        where = f"version {len(self.done.described) + len(self.done.failed) + 1} of {self.total}, {path}"
+        with ProgressLine(f"describing {where}", hashes.size) as progress:
             contents = read_contents(stored, path, hashes, progress=progress)
         parents = {known.metadata.md5: known for known in self._parents(todo)}.values()
         made = describe_as(self.repo, path, contents, list(parents), view=view, pointer=pointer)
