@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from dvc_modelver.api import describe_file as describe_file
     from dvc_modelver.api import diff as diff
     from dvc_modelver.api import doctor as doctor
+    from dvc_modelver.api import evaluate as evaluate
     from dvc_modelver.api import fsck as fsck
     from dvc_modelver.api import gc as gc
+    from dvc_modelver.api import index as index
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
     from dvc_modelver.api import lineage as lineage
@@ -60,8 +62,10 @@ _VERBS = frozenset(
         "describe_file",
         "diff",
         "doctor",
+        "evaluate",
         "fsck",
         "gc",
+        "index",
         "init",
         "install",
         "lineage",

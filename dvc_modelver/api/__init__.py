@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from dvc_modelver.api.cards import card
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
+    from dvc_modelver.api.evaluations import evaluate
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
+    from dvc_modelver.api.index import index
     from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
     from dvc_modelver.api.merges import merge_file
     from dvc_modelver.api.migrate import migrate
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
     from dvc_modelver.api.versions import load, rollback
 
 __all__ = [
-    "add", "card", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "fsck", "gc", "init",
-    "install", "lineage", "list_models", "load", "log", "merge", "merge_file", "migrate", "mv", "promote", "pull",
-    "push", "refresh", "rm", "rollback", "rollback_stage", "scan", "show", "similar", "stages", "status", "tag",
-    "uninstall",
+    "add", "card", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "evaluate", "fsck", "gc",
+    "index", "init", "install", "lineage", "list_models", "load", "log", "merge", "merge_file", "migrate", "mv",
+    "promote", "pull", "push", "refresh", "rm", "rollback", "rollback_stage", "scan", "show", "similar", "stages",
+    "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
@@ -38,7 +40,9 @@ _ROOMS = {
     "cards": ("card",),
     "compare": ("diff",),
     "conflicts": ("merge",),
+    "evaluations": ("evaluate",),
     "fsck": ("fsck",),
+    "index": ("index",),
     "gc": ("gc",),
     "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),
     "merges": ("merge_file",),
