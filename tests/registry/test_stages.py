@@ -9,6 +9,7 @@ import sys
 from datetime import date, timedelta
 from pathlib import Path
 
+import jsonschema
 import pytest
 from gto.constants import VersionSort
 from gto.registry import GitRegistry
@@ -18,6 +19,7 @@ from dvc_modelver import api
 from dvc_modelver.errors import EnvironmentFailed, NotFoundError, RefusedError, UsageError
 from dvc_modelver.registry.stages import held_before, tenures
 from dvc_modelver.registry.tags import ModelTag, stage_holder
+from dvc_modelver.resources import read_schema
 from tests.registry.registry import MODEL, Registry
 from tests.sandbox import md5_of
 
@@ -60,6 +62,9 @@ def test_each_change_is_one_tag_and_gto_agrees(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no version holds this stage"):
         api.demote("net", "prod", folder=registry.path)
     assert api.rollback_stage("net", "prod", folder=registry.path).version == "v1.0.0"  # what was there last
+    for tag in registry.tags("net#*"):
+        record = json.loads(registry.git("tag", "-l", "--format=%(contents:body)", tag))
+        jsonschema.validate(record, json.loads(read_schema("stage")))
 
 
 def test_a_rollback_goes_further_back_each_time(registry: Registry) -> None:
