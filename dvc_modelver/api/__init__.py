@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dvc_modelver.api.ancestry import lineage
-    from dvc_modelver.api.cards import card
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
+    from dvc_modelver.api.exchange import card, export, import_model
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
     from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from dvc_modelver.api.versions import load, rollback, tag
 
 __all__ = [
-    "add", "card", "check", "describe_file", "diff", "doctor", "fsck", "gc", "init", "install", "lineage",
-    "list_models", "load", "log", "merge", "merge_file", "migrate", "mv", "pull", "push", "refresh", "rm", "rollback",
-    "scan", "show", "similar", "status", "tag", "uninstall",
+    "add", "card", "check", "describe_file", "diff", "doctor", "export", "fsck", "gc", "import_model", "init",
+    "install", "lineage", "list_models", "load", "log", "merge", "merge_file", "migrate", "mv", "pull", "push",
+    "refresh", "rm", "rollback", "scan", "show", "similar", "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
     "ancestry": ("lineage",),
-    "cards": ("card",),
     "compare": ("diff",),
     "conflicts": ("merge",),
+    "exchange": ("card", "export", "import_model"),
     "fsck": ("fsck",),
     "gc": ("gc",),
     "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),
