@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,14 +20,17 @@ if TYPE_CHECKING:
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
+    from dvc_modelver.api.stages import check_stage_of, demote, promote, rollback_stage, stages
+    from dvc_modelver.api.tags import tag
     from dvc_modelver.api.track import add, mv, refresh, rm
     from dvc_modelver.api.transfer import pull, push
-    from dvc_modelver.api.versions import load, rollback, tag
+    from dvc_modelver.api.versions import load, rollback
 
 __all__ = [
-    "add", "card", "check", "describe_file", "diff", "doctor", "export", "fsck", "gc", "import_model", "init",
-    "install", "lineage", "list_models", "load", "log", "merge", "merge_file", "migrate", "mv", "pull", "push",
-    "refresh", "rm", "rollback", "scan", "show", "similar", "status", "tag", "uninstall",
+    "add", "card", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "export", "fsck", "gc",
+    "import_model", "init", "install", "lineage", "list_models", "load", "log", "merge", "merge_file", "migrate",
+    "mv", "promote", "pull", "push", "refresh", "rm", "rollback", "rollback_stage", "scan", "show", "similar",
+    "stages", "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
@@ -41,9 +46,11 @@ _ROOMS = {
     "nearest": ("similar",),
     "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),
+    "stages": ("check_stage_of", "demote", "promote", "rollback_stage", "stages"),
+    "tags": ("tag",),
     "track": ("add", "mv", "refresh", "rm"),
     "transfer": ("pull", "push"),
-    "versions": ("load", "rollback", "tag"),
+    "versions": ("load", "rollback"),
 }
 
 
@@ -52,3 +59,14 @@ def __getattr__(name: str) -> Any:
         if name in verbs:
             return getattr(import_module(f"dvc_modelver.api.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Verbs(ModuleType):
+    """Keeps ``api.scan`` the verb: the import system would put the module of the same name there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Verbs

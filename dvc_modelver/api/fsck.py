@@ -99,13 +99,15 @@ def fsck(
         if model.problem or (metadata is not None and not metadata.is_table(table)):
             line = model.problem or f"{model.path}: the tensor table is not the metadata's"
             result.add(line, f"modelver refresh {word(model.path)}")
+    options = {"--remote": remote, "--deep": deep, "--all": everything, "--repair": True}
+    hint = " ".join(["modelver fsck", *(option for option, given in options.items() if given)])
     with held(repo.layout.common_dir / "modelver", say, alone=False):
         groups: dict[tuple[Path, str | None, bool], list[Wanted]] = {}
         for item in _wanted(repo, everything=everything):
             key = (repo.dvc_root(item.pointer.file), item.pointer.remote, item.pointer.legacy)
             groups.setdefault(key, []).append(item)
         for (root, name, legacy), items in groups.items():
-            checker = _Checker(repo, root, name, result, legacy=legacy, asking=remote or deep, deep=deep)
+            checker = _Checker(repo, root, name, result, hint, legacy=legacy, asking=remote or deep, deep=deep)
             checker.check(items, repair=repair)
     _check_metadata(repo, result)
     return result
@@ -147,11 +149,13 @@ class _Checker:
     """Checks the outputs of one DVC repository that have one remote and one layout."""
 
     def __init__(
-        self, repo: Repository, root: Path, name: str | None, result: Fsck, *, legacy: bool, asking: bool, deep: bool
-    ) -> None:
+        self, repo: Repository, root: Path, name: str | None, result: Fsck, hint: str, *,
+        legacy: bool, asking: bool, deep: bool,
+    ) -> None:  # fmt: skip
         self.repo, self.root, self.name, self.result = repo, root, name, result
         self.legacy, self.asking, self.deep = legacy, asking, deep
         self.cache = Cache(read_dvc_settings(root))
+        self.repair_hint = hint
         self._remote: Remote | None = None
         self._lines: dict[tuple[str, str, str, str], list[_Part]] = {}
 
@@ -243,19 +247,19 @@ class _Checker:
 
     def _judge(self, part: _Part, cached: str, sizes: dict[str, int], whole_there: set[str]) -> None:
         if cached == "damaged":
-            self._add(part, "{} in the cache with other bytes than its name says", "modelver fsck --all --repair")
+            self._add(part, "{} in the cache with other bytes than its name says", self.repair_hint)
         elif cached == "absent" and part.md5 not in whole_there:
             if self._is_in_work_tree(part):
-                self._add(part, "{} in the work tree alone, not in the cache", "modelver fsck --repair")
+                self._add(part, "{} in the work tree alone, not in the cache", self.repair_hint)
             elif part.md5 in sizes:
                 self._add(part, f"{{}} on {self.remote.url} with other bytes, and not in the cache", _LOST_HINT)
             else:
                 self._add(part, "{} neither in the cache nor on the remote", _LOST_HINT)
         elif self.asking and part.item.pointer.push and part.md5 not in whole_there:
             if part.md5 in sizes:
-                self._add(part, f"{{}} on {self.remote.url} with other bytes", "modelver fsck --remote --repair")
+                self._add(part, f"{{}} on {self.remote.url} with other bytes", self.repair_hint)
             else:
-                self._add(part, f"{{}} not on {self.remote.url}", "modelver fsck --remote --repair; or modelver push")
+                self._add(part, f"{{}} not on {self.remote.url}", self.repair_hint)
 
     def _is_in_work_tree(self, part: _Part) -> bool:
         file = self.repo.top / part.path

@@ -21,6 +21,8 @@ from dvc_modelver.metadata import (
 )
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.registry.history import Version, iter_versions, paths_of, version_at
+from dvc_modelver.registry.sharing import find_remote
+from dvc_modelver.registry.signatures import Signature, verify_tag
 from dvc_modelver.registry.tags import ModelTag, read_tags
 from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
@@ -32,6 +34,7 @@ from dvc_modelver.worktree.merge_files import kept_ours
 from dvc_modelver.worktree.safety import check_models
 from dvc_modelver.worktree.state import read_state
 from dvc_modelver.worktree.sync import Seen, look
+from dvc_modelver.worktree.unpushed import find_unpushed
 
 Say = Callable[[str], None]
 
@@ -41,7 +44,7 @@ class ModelStatus:
     """One model that is not simply committed and pushed, or what keeps all of them from being so.
 
     Attributes:
-        path: The model, or the pointer file that cannot be read; ``.`` for the whole repository.
+        path: The model, or the pointer file that cannot be read, or a tag; ``.`` for the whole repository.
         state: ``retrained``, ``staged``, ``behind``, ``missing``, ``conflict``, ``unreadable``, ``undescribed``,
             ``untracked``, ``hidden``, ``skipped`` (committed without the hooks), ``refused`` (``git push`` would) or
             ``unpushed``.
@@ -133,6 +136,13 @@ def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
         return
     for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
         yield ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
+    remote = find_remote(repo.git)
+    for made in find_unpushed(repo):
+        if made.taken:
+            fix = f"git tag -d {word(made.tag)} && git fetch --tags {remote}"
+            yield ModelStatus(made.tag, "refused", f"{remote} has another tag of that name", fix)
+        else:
+            yield ModelStatus(made.tag, "unpushed", "this tag is only here", f"git push {remote} {word(made.tag)}")
 
 
 def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set[str]) -> ModelStatus | None:
@@ -203,6 +213,7 @@ class Shown:
     Attributes:
         labels: From ``artifacts:`` of dvc.yaml; likewise `description`.
         tags: Tags of this version.
+        signatures: What Git says of those that are signed.
     """
 
     model: TrackedModel
@@ -212,6 +223,7 @@ class Shown:
     tags: tuple[ModelTag, ...]
     description: str = ""
     labels: tuple[str, ...] = ()
+    signatures: tuple[Signature, ...] = ()
 
 
 def show(reference: str, *, folder: Path | None = None) -> Shown:
@@ -240,6 +252,7 @@ def show(reference: str, *, folder: Path | None = None) -> Shown:
         tags=tags,
         description=str(entry.get("desc") or ""),
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+        signatures=tuple(verify_tag(repo.git, tag.tag) for tag in tags if tag.signed),
     )
 
 

@@ -223,6 +223,7 @@ class VersionCard:
         s = self.shown
         extra = {
             "commit": s.commit or None, "tags": [t.tag for t in s.tags],
+            "signatures": [asdict(one) for one in s.signatures],
             "description": s.description or None, "labels": list(s.labels),
         }  # fmt: skip
         return s.metadata.to_dict() | extra
@@ -245,6 +246,9 @@ class VersionCard:
         facts += [("md5", m.md5), ("sha256", m.sha256 or "")]
         if s.commit:
             facts.append(("commit", s.commit[:12]))
+        for one in s.signatures:
+            said = " ".join(filter(None, (one.signer, f"({one.detail})" if one.detail else "")))
+            facts.append(("signature", f"{one.tag}: {one.state} {said}".rstrip()))
         if s.metadata.version.update == "merge":
             facts.append(("merged from", " and ".join(md5[:8] for md5 in s.metadata.version.parents)))
         if s.metadata.change is not None:

@@ -92,6 +92,15 @@ class Git:
         literal: bool = True,
     ) -> tuple[int, bytes]:
         """Run ``git <args>`` like `run` and give its exit code as well."""
+        code, out, err = self.run_for_all(*args, stdin=stdin, env=env, literal=literal)
+        if code not in codes:
+            raise GitFailed(args, code, err)
+        return code, out
+
+    def run_for_all(
+        self, *args: str, stdin: bytes | None = None, env: dict[str, str] | None = None, literal: bool = True
+    ) -> tuple[int, bytes, str]:
+        """Run ``git <args>`` like `run` and give its exit code, whichever, and what it wrote on both streams."""
         import tempfile
 
         import git
@@ -121,9 +130,7 @@ class Git:
                 )
             except git.GitCommandNotFound as err_:
                 raise EnvironmentFailed("git: program not found", hint="install Git 2.36 or newer") from err_
-        if code not in codes:
-            raise GitFailed(args, code, _text(err))
-        return code, _bytes(out)
+        return code, _bytes(out), _text(err)
 
     def text(self, *args: str, codes: Sequence[int] = (0,)) -> str:
         """Run ``git <args>`` and give its output as text without the final newline."""
