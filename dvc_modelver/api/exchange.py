@@ -196,12 +196,18 @@ def import_model(
     client = registry.connect(uri)
     found = registry.find(client, name, version)
     with tempfile.TemporaryDirectory(prefix=".modelver-", dir=repo.layout.state_dir.parent) as temp:
-        weights = _weights_in(registry.download(client, found, Path(temp)), f"{name}@{found.version}")
+        weights = weights_in(registry.download(client, found, Path(temp)), f"{name}@{found.version}")
         md5 = hash_path(weights).md5
         recorded = found.tags.get("modelver.md5", md5)
         if recorded != md5:
             raise ObjectCorrupt(f"{name}@{found.version}: the weights have md5 {md5[:8]}, expected {recorded[:8]}")
-        target = Path(output) if output is not None else _place(repo, found.tags.get("modelver.path", ""), weights)
+        target = (
+            Path(output)
+            if output is not None
+            else place_of(
+                repo, found.tags.get("modelver.path", ""), weights, weights.name if weights.is_file() else name
+            )
+        )
         if target.is_dir() and weights.is_file():
             target = target / weights.name
         inside = repo.inside(target)
@@ -215,11 +221,15 @@ def import_model(
     return made
 
 
-def _place(repo: Repository, recorded: str, weights: Path) -> Path:
-    """Give where a model goes: the path that it was exported from, if that is one inside this work tree."""
-    if recorded and repo.repo_path(repo.top / recorded) == recorded and not recorded.startswith((".git/", ".dvc/")):
+def place_of(repo: Repository, recorded: str, weights: Path, otherwise: str) -> Path:
+    """Give where a model goes: the path that it was exported from, if that is one of a model in this work tree.
+
+    The path comes from a server, so nothing hidden is written, and no other kind of file.
+    """
+    is_plain = not any(part.startswith(".") for part in recorded.split("/")) and recorded.endswith(weights.suffix)
+    if recorded and is_plain and repo.repo_path(repo.top / recorded) == recorded:
         return repo.top / recorded
-    return Path.cwd() / weights.name
+    return Path.cwd() / Path(otherwise).name
 
 
 def _check_free(repo: Repository, path: str, md5: str) -> None:
@@ -238,7 +248,7 @@ def _check_free(repo: Repository, path: str, md5: str) -> None:
         raise UsageError(f"{path}: is there already, and stored nowhere", hint=f"modelver add {word(path)}")
 
 
-def _weights_in(folder: Path, label: str) -> Path:
+def weights_in(folder: Path, label: str) -> Path:
     """Give the weights among a version's artifacts.
 
     Raises:

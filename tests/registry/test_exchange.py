@@ -20,7 +20,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import dvc_modelver as modelver
+from dvc_modelver.api.exchange import place_of, weights_in
 from dvc_modelver.errors import UsageError
+from dvc_modelver.repository import Repository
 from tests.registry.story import Story
 from tests.registry.test_card import HOSTILE
 from tests.registry.test_lineage import noisy
@@ -131,6 +133,11 @@ def test_hostile_values_make_a_valid_bill(tmp_path: Path) -> None:
         modelver.export("net", "oci", "x", folder=repo)
 
 
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DO_NOT_TRACK", "true")
+
+
 NO_TALK = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 
@@ -184,12 +191,12 @@ def tags_of(entry: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.timeout(300)
 def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_path: Path) -> None:
     tuned.git("tag", "-a", "net#prod#1", "-m", "in production", "HEAD")
-    assert tuned.modelver("export", "net@v1.0.0", server, "--to", "mlflow", **NO_TALK) == "net/1\n"
+    assert tuned.modelver("export", "net@v1.0.0", server, "--to", "mlflow") == "net/1\n"
     script = (
         "import sys, dvc_modelver as m\n"
         f"for v in ('2', '1', '2'): print(m.export(f'net@{{v}}', 'mlflow', {server!r}, say=print))\n"
     )
-    out = tuned.run(sys.executable, "-P", "-c", script, env=NO_TALK).stdout
+    out = tuned.run(sys.executable, "-P", "-c", script).stdout
     assert [line for line in out.splitlines() if line.startswith("net/")] == ["net/2", "net/1", "net/2"]
     assert out.count("was there already") == 2
 
@@ -208,7 +215,7 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
     other = Sandbox(tmp_path / "other")
     other.path.mkdir()
     other.modelver("init")
-    other.modelver("import", "mlflow", server, "net@1", **NO_TALK)
+    other.modelver("import", "mlflow", server, "net@1")
     assert md5_of(other.path / "net.safetensors") == tags["modelver.md5"]
     metadata = json.loads((other.path / "net.safetensors.modelver.json").read_text())
     assert metadata["training"]["metrics"] == {"acc": 0.5}
@@ -217,10 +224,10 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
 
     (other.path / "net.safetensors").unlink()
     (other.path / "net.safetensors").write_bytes(b"unsaved work")
-    assert "stored nowhere" in other.modelver("import", "mlflow", server, "net@prod", ok=False, **NO_TALK)
+    assert "stored nowhere" in other.modelver("import", "mlflow", server, "net@prod", ok=False)
     assert (other.path / "net.safetensors").read_bytes() == b"unsaved work"
-    assert "versions there: 1, 2" in other.modelver("import", "mlflow", server, "net@7", ok=False, **NO_TALK)
-    done = other.modelver("import", "mlflow", server, "net@prod", "-o", "models/mine.safetensors", **NO_TALK)
+    assert "versions there: 1, 2" in other.modelver("import", "mlflow", server, "net@7", ok=False)
+    done = other.modelver("import", "mlflow", server, "net@prod", "-o", "models/mine.safetensors")
     assert done.startswith("mine version 1")
     assert md5_of(other.path / "models/mine.safetensors") == tags_of(second)["modelver.md5"]
     assert not list((other.path / ".git").glob(".modelver-*"))
@@ -236,9 +243,38 @@ def test_a_server_that_does_not_answer_is_one_line(sandbox: Sandbox) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    env = NO_TALK | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    env = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     done = sandbox.run(sys.executable, "-P", "-c", "import sys; from dvc_modelver.cli import main; sys.exit(main())",
                        "export", "net", uri, "--to", "mlflow", ok=False, env=env)  # fmt: skip
     assert done.returncode == 4
     assert "modelver: error: MLflow: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_does_not_choose_where_a_file_goes(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sandbox.path)
+    repo, weights = Repository.open(sandbox.path), Path("downloaded/net.safetensors")
+    for path in (
+        "",
+        "../x.safetensors",
+        "/tmp/x.safetensors",
+        ".git/x.safetensors",
+        "a/.github/x.safetensors",
+        "train.py",
+    ):
+        assert place_of(repo, path, weights, "net.safetensors") == sandbox.path / "net.safetensors", path
+    assert place_of(repo, "models/x.safetensors", weights, "") == sandbox.path / "models/x.safetensors"
+
+
+def test_what_is_no_model_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "MLmodel").write_text("flavors: {}")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError, match="net@1: found MLmodel, expected one file of weights"):
+        weights_in(tmp_path, "net@1")
+    (tmp_path / "data/model.pth").write_bytes(b"x")
+    assert weights_in(tmp_path, "net@1") == tmp_path / "data/model.pth"
+    (tmp_path / "data/other.pth").write_bytes(b"x")
+    assert weights_in(tmp_path, "net@1") == tmp_path  # MLflow's own folder is one model
+    (tmp_path / "MLmodel").rename(tmp_path / "conda.yaml")
+    with pytest.raises(UsageError, match=r"found data/model.pth, data/other.pth, expected one file"):
+        weights_in(tmp_path, "net@1")
