@@ -8,6 +8,7 @@ here alone.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -67,6 +68,8 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # what is exported is told to this server alone
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:
         from mlflow import MlflowClient
     except ImportError as err:
@@ -156,11 +159,21 @@ def _tags(release: Release) -> dict[str, str]:
         "parameters_digest": m.parameters_digest, "tag": release.tags[-1] if release.tags else None,
         "stages": " ".join(release.stages), "commit": release.commit, "update": release.metadata.version.update,
         "code": (release.training.code or {}).get("commit"), "command": release.training.command,
-        "data": json.dumps([{k: d.get(k) for k in ("path", "md5")} for d in release.data]) if release.data else None,
-        "parents": json.dumps([{"version": p.label, "md5": p.md5, "how": p.how, "source": p.source}
-                               for p in release.parents]) if release.parents else None,
+        "data": as_list([{k: d.get(k) for k in ("path", "md5")} for d in release.data]),
+        "parents": as_list(
+            [{"version": p.label, "md5": p.md5, "how": p.how, "source": p.source} for p in release.parents]
+        ),
     }  # fmt: skip
     return {f"modelver.{key}": _text(str(value)) for key, value in facts.items() if value not in (None, "")}
+
+
+def as_list(values: list[dict[str, Any]]) -> str:
+    """Give as many objects as fit a tag, as JSON; empty for none."""
+    text = json.dumps(values) if values else ""
+    while len(text) > MAX_TEXT:
+        values = values[: len(values) * MAX_TEXT // len(text)]
+        text = json.dumps(values)
+    return text
 
 
 def _write_run(client: MlflowClient, release: Release) -> str:

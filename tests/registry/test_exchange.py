@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 import dvc_modelver as modelver
 from dvc_modelver.api.exchange import place_of, weights_in
 from dvc_modelver.errors import UsageError
+from dvc_modelver.exchange.registry import as_list
 from dvc_modelver.repository import Repository
 from tests.registry.story import Story
 from tests.registry.test_card import HOSTILE
@@ -278,3 +279,13 @@ def test_what_is_no_model_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").rename(tmp_path / "conda.yaml")
     with pytest.raises(UsageError, match=r"found data/model.pth, data/other.pth, expected one file"):
         weights_in(tmp_path, "net@1")
+
+
+def test_a_tag_holds_as_much_as_fits() -> None:
+    assert as_list([]) == ""
+    many = [{"path": f"data/{i}.csv", "md5": "a" * 32} for i in range(500)]
+    text = as_list(many)
+    assert len(text) <= 5000
+    assert json.loads(text) == many[: len(json.loads(text))]
+    assert len(json.loads(text)) > 50
+    assert as_list([{"path": "x" * 6000}]) == "[]"
