@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from dvc_modelver.api import describe_file as describe_file
     from dvc_modelver.api import diff as diff
     from dvc_modelver.api import doctor as doctor
+    from dvc_modelver.api import evaluate as evaluate
     from dvc_modelver.api import export as export
     from dvc_modelver.api import fsck as fsck
     from dvc_modelver.api import gc as gc
     from dvc_modelver.api import import_model as import_model
+    from dvc_modelver.api import index as index
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
     from dvc_modelver.api import lineage as lineage
@@ -62,10 +64,12 @@ _VERBS = frozenset(
         "describe_file",
         "diff",
         "doctor",
+        "evaluate",
         "export",
         "fsck",
         "gc",
         "import_model",
+        "index",
         "init",
         "install",
         "lineage",

@@ -227,7 +227,7 @@ def missing_on_remote(repo: Repository, item: Wanted) -> tuple[str, list[str]]:
         for md5, (path, size) in wanted.items()
         if md5 not in there or size not in (None, there[md5])
     ]
-    return remote.url, missing
+    return remote.name, missing
 
 
 def _is_in_cache(repo: Repository, cache: Cache, item: Wanted) -> bool:

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from dvc_modelver.api.ancestry import lineage
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
+    from dvc_modelver.api.evaluations import evaluate
     from dvc_modelver.api.exchange import card, export, import_model
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
+    from dvc_modelver.api.index import index
     from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
     from dvc_modelver.api.merges import merge_file
     from dvc_modelver.api.migrate import migrate
@@ -27,18 +29,20 @@ if TYPE_CHECKING:
     from dvc_modelver.api.versions import load, rollback
 
 __all__ = [
-    "add", "card", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "export", "fsck", "gc",
-    "import_model", "init", "install", "lineage", "list_models", "load", "log", "merge", "merge_file", "migrate",
-    "mv", "promote", "pull", "push", "refresh", "rm", "rollback", "rollback_stage", "scan", "show", "similar",
-    "stages", "status", "tag", "uninstall",
+    "add", "card", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "evaluate", "export",
+    "fsck", "gc", "import_model", "index", "init", "install", "lineage", "list_models", "load", "log", "merge",
+    "merge_file", "migrate", "mv", "promote", "pull", "push", "refresh", "rm", "rollback", "rollback_stage", "scan",
+    "show", "similar", "stages", "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
     "ancestry": ("lineage",),
     "compare": ("diff",),
     "conflicts": ("merge",),
+    "evaluations": ("evaluate",),
     "exchange": ("card", "export", "import_model"),
     "fsck": ("fsck",),
+    "index": ("index",),
     "gc": ("gc",),
     "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),
     "merges": ("merge_file",),

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dvc_modelver.agreement import find_contradictions, find_contradictions_of_weights
-from dvc_modelver.api.compare import selected_side, with_weights
+from dvc_modelver.api.compare import selected_side
 from dvc_modelver.api.select import Selected
 from dvc_modelver.api.versions import have_object
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, BadModelError, EnvironmentFailed, ModelverError, word
-from dvc_modelver.metadata import table_path
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.policy import Policy
 from dvc_modelver.registry.evaluations import Measured, measured_metrics, read_evaluations
@@ -29,6 +27,7 @@ from dvc_modelver.security.verdicts import Verdict
 from dvc_modelver.settings import Settings
 from dvc_modelver.store.folders import is_folder_oid
 from dvc_modelver.transfer import Wanted, missing_on_remote
+from dvc_modelver.worktree.agreement import find_contradictions
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.state import read_state
 from dvc_modelver.worktree.sync import look
@@ -97,20 +96,14 @@ def _document(repo: Repository, chosen: Selected, own: Mapping[str, Measured]) -
 
 def _check_agreement(repo: Repository, chosen: Selected) -> Check:
     """Compare the metadata with table and pointer, and with the weights' header where the cache has them."""
-    view = CommitView(chosen.commit, repo.objects)
-    lines = find_contradictions(chosen.metadata, view.read(table_path(chosen.model.path)), chosen.pointer)
-    found = "agrees with pointer and table"
+    view = CommitView(chosen.commit, repo.objects, repo.backfill)
     path, md5 = chosen.model.path, chosen.metadata.md5
-    side = selected_side(repo, chosen)
-    if not lines and side.table is not None and repo.cache(path).has(md5, legacy=chosen.pointer.legacy):
-        try:
-            opened = with_weights(repo, side).open
-            assert opened is not None
-            with opened() as reader:
-                lines = find_contradictions_of_weights(chosen.metadata, side.table, reader)
-            found = "agrees with pointer, table and weights"
-        except (BadModelError, EnvironmentFailed) as err:
-            lines = [str(err)]
+    try:
+        lines = [one.line for one in find_contradictions(repo, view, chosen.model)]
+    except (BadModelError, EnvironmentFailed) as err:
+        lines = [str(err)]
+    is_here = repo.cache(path).has(md5, legacy=chosen.pointer.legacy)
+    found = "agrees with pointer, table and weights" if is_here else "agrees with pointer and table"
     more = f" and {len(lines) - 2} more" if len(lines) > 2 else ""
     hint = f"modelver refresh {word(path)}" if lines else ""
     return Check("metadata of these weights", not lines, "; ".join(lines[:2]) + more if lines else found, hint)

@@ -20,11 +20,13 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
+from dvc_modelver.registry.evaluations import Evaluation, read_evaluations
 from dvc_modelver.registry.history import Version, iter_versions, paths_of, version_at
+from dvc_modelver.registry.notes import EVALUATIONS_REF, unsent
 from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.registry.signatures import Signature, verify_tag
 from dvc_modelver.registry.tags import ModelTag, read_tags
-from dvc_modelver.repository import Repository, TrackedModel
+from dvc_modelver.repository import CommitView, Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.transfer import objects_of_commits
@@ -136,6 +138,9 @@ def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
         return
     for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
         yield ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
+    for ref in unsent(repo.objects):
+        what = "evaluations" if ref == EVALUATIONS_REF else "backfilled metadata"
+        yield ModelStatus(ref, "unpushed", f"{what} that no remote has", "git push")
     remote = find_remote(repo.git)
     for made in find_unpushed(repo):
         if made.taken:
@@ -177,7 +182,7 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set
         return ModelStatus(path, "untracked", "described, not staged", f"modelver add {word(path)}")
     if model.metadata.md5.encode() not in staged:
         return ModelStatus(path, "retrained", f"{_was(seen)}, not staged", "git commit -a")
-    head = repo.metadata(repo.at("HEAD"), path) if repo.head is not None else None
+    head = repo.metadata(CommitView(repo.head, repo.objects), path) if repo.head is not None else None
     if head is None or head.md5 != model.metadata.md5:
         return ModelStatus(path, "staged", f"version {model.metadata.version.number}", "git commit")
     return None
@@ -211,6 +216,7 @@ class Shown:
     """One version's card.
 
     Attributes:
+        evaluations: Results that were measured after the commit, oldest first.
         labels: From ``artifacts:`` of dvc.yaml; likewise `description`.
         tags: Tags of this version.
         signatures: What Git says of those that are signed.
@@ -223,6 +229,7 @@ class Shown:
     tags: tuple[ModelTag, ...]
     description: str = ""
     labels: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
     signatures: tuple[Signature, ...] = ()
 
 
@@ -252,6 +259,7 @@ def show(reference: str, *, folder: Path | None = None) -> Shown:
         tags=tags,
         description=str(entry.get("desc") or ""),
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+        evaluations=tuple(read_evaluations(repo.objects, [chosen.metadata.md5]).get(chosen.metadata.md5, ())),
         signatures=tuple(verify_tag(repo.git, tag.tag) for tag in tags if tag.signed),
     )
 

@@ -525,7 +525,8 @@ def _write(
             made.append(tag)
             note_tag(layout, tag, oid)
         if work.remote:
-            earlier = [tag.tag for tag in work.tags if tag.stage and tag.oid not in _oids_there(work)]
+            there = set(remote_tags(git, work.remote, f"{work.name}#*").values())
+            earlier = [tag.tag for tag in work.tags if tag.stage and tag.oid not in there]
             push_tags(git, work.remote, [*earlier, *made])
             forget_tags(layout, [*earlier, *made])
     except TagExistsError as err:
@@ -539,10 +540,6 @@ def _write(
         _remove(work, made)
         raise
     return tuple(made)
-
-
-def _oids_there(work: _Work) -> set[str]:
-    return set(remote_tags(work.repo.git, work.remote, f"{work.name}#*").values())
 
 
 def _remove(work: _Work, tags: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards, exchange, lineage, objects, reports, stages
+from dvc_modelver.cli import cards, evaluations, exchange, lineage, objects, reports, stages
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
@@ -442,6 +442,7 @@ def load(
     emit_json({"path": path}) if json else emit_lines([path])
 
 
+evaluations.register(app)
 lineage.register(app)
 exchange.register(app)
 

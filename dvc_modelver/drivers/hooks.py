@@ -184,6 +184,17 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
     if wanted:
         upload(repo, wanted.values(), say)
     note_sent(repo.layout, (line.split(" ")[0].removeprefix("refs/tags/") for line in refs))
+    _send_notes(repo, remote, {line.split(" ")[2] for line in refs if line.count(" ") == 3})
+
+
+def _send_notes(repo: Repository, remote: str, pushed: set[str]) -> None:
+    """Evaluations travel along; a remote that does not take them is no reason to stop a push."""
+    from dvc_modelver.registry.notes import send
+
+    try:
+        send(repo.git, repo.objects, remote, besides=pushed)
+    except ModelverError as err:
+        say(f"warning: evaluations and other notes stay here: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
 
 
 _HOOKS: dict[str, Callable[[Repository, list[str]], None]] = {
