@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dvc_modelver.api.ancestry import lineage
-    from dvc_modelver.api.cards import card
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
     from dvc_modelver.api.evaluations import evaluate
+    from dvc_modelver.api.exchange import card, export, import_model
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
     from dvc_modelver.api.index import index
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from dvc_modelver.api.versions import load, rollback
 
 __all__ = [
-    "add", "card", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "evaluate", "fsck", "gc",
-    "index", "init", "install", "lineage", "list_models", "load", "log", "merge", "merge_file", "migrate", "mv",
-    "promote", "pull", "push", "refresh", "rm", "rollback", "rollback_stage", "scan", "show", "similar", "stages",
-    "status", "tag", "uninstall",
+    "add", "card", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "evaluate", "export",
+    "fsck", "gc", "import_model", "index", "init", "install", "lineage", "list_models", "load", "log", "merge",
+    "merge_file", "migrate", "mv", "promote", "pull", "push", "refresh", "rm", "rollback", "rollback_stage", "scan",
+    "show", "similar", "stages", "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
     "ancestry": ("lineage",),
-    "cards": ("card",),
     "compare": ("diff",),
     "conflicts": ("merge",),
     "evaluations": ("evaluate",),
+    "exchange": ("card", "export", "import_model"),
     "fsck": ("fsck",),
     "index": ("index",),
     "gc": ("gc",),

@@ -82,7 +82,7 @@ def lineage(
     repo = Repository.open(folder)
     views: list[View] = [repo.work_tree, *([repo.at("HEAD")] if repo.head else [])]
     names = {m.path: m.name for view in reversed(views) for m in repo.models(view)}
-    every = read_lineage(repo.git, repo.objects, names, read_tags(repo.git))
+    every = read_lineage(repo.git, repo.objects, names, read_tags(repo.git), repo.backfill)
     measuring = _Measuring(repo, every)
     every = every.with_ancestors(measuring.origins())
     about, through, chosen = _answer(repo, every, names, reference, data, base)

@@ -120,3 +120,15 @@ def test_lines_that_are_not_ours_are_left_out(old: Sandbox) -> None:
     assert all(found.table(one.metadata) for one in found.by_commit[first])
     assert found.find(first, "other.pt") is None
     assert old.git("for-each-ref", "--format=%(refname)", "refs/notes").split() == [METADATA_REF, TENSORS_REF]
+
+
+def test_lineage_knows_where_it_comes_from(old: Sandbox) -> None:
+    api.index("HEAD", folder=old.path)
+    old.git("tag", "-a", "net@v1.0.0", "-m", "second", commits(old)[1])
+    found = api.lineage("net", folder=old.path).lineage
+    versions = list(found.versions.values())
+    assert [(v.label, v.subject, v.tags) for v in versions] == [
+        ("net@1", "commit 0", ()), ("net@2", "commit 1", ("net@v1.0.0",)), ("net@3", "commit 3", ()),
+    ]  # fmt: skip
+    assert [[a.key for a in found.ancestors[v.key]] for v in versions] == [[], [versions[0].key], [versions[1].key]]
+    assert {v.name for v in api.lineage(data="data.csv", folder=old.path).lineage.versions.values()} == {"tree"}

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import dvc_modelver as modelver
-from dvc_modelver.api.cards import MARKERS
 from dvc_modelver.errors import BadMetadataError, UsageError
+from dvc_modelver.exchange.card import MARKERS
 from tests.registry.story import Story
 from tests.registry.test_lineage import noisy
 from tests.sandbox import Sandbox, make_weights
