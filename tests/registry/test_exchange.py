@@ -195,7 +195,9 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
     assert tuned.modelver("export", "net@v1.0.0", server, "--to", "mlflow") == "net/1\n"
     script = (
         "import sys, dvc_modelver as m\n"
-        f"for v in ('2', '1', '2'): print(m.export(f'net@{{v}}', 'mlflow', {server!r}, say=print))\n"
+        f"for v in ('2', '1', '2'):\n"
+        f"    print(m.export(f'net@{{v}}', 'mlflow', {server!r}, say=print))\n"
+        "    m.evaluate('net@2', metrics={'acc': 0.8, 'f1': 0.7}, time='2026-11-20')\n"
     )
     out = tuned.run(sys.executable, "-P", "-c", script).stdout
     assert [line for line in out.splitlines() if line.startswith("net/")] == ["net/2", "net/1", "net/2"]
@@ -212,6 +214,12 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
     run = get(server, "runs/get", run_id=first["run_id"])["run"]["data"]
     assert {p["key"]: p["value"] for p in run["params"]} == {"lr": "0.1", "opt": "adam"}
     assert {m["key"]: m["value"] for m in run["metrics"]} == {"acc": 0.5}
+
+    later = get(server, "runs/get", run_id=second["run_id"])["run"]["data"]
+    assert {m["key"]: m["value"] for m in later["metrics"]} == {
+        "acc": 0.8,
+        "f1": 0.7,
+    }  # evaluated after the first export
 
     other = Sandbox(tmp_path / "other")
     other.path.mkdir()
