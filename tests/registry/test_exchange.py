@@ -231,14 +231,18 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
     assert metadata["training"]["hyperparameters"] == {"lr": 0.1, "opt": "adam"}
     assert "net.safetensors.modelver.json" in other.git("diff", "--cached", "--name-only")
 
+    other.git("commit", "-q", "-m", "imported")
+    stored = (other.path / "net.safetensors").read_bytes()
     (other.path / "net.safetensors").unlink()
     (other.path / "net.safetensors").write_bytes(b"unsaved work")
     assert "stored nowhere" in other.modelver("import", "mlflow", server, "net@prod", ok=False)
     assert (other.path / "net.safetensors").read_bytes() == b"unsaved work"
     assert "versions there: 1, 2" in other.modelver("import", "mlflow", server, "net@7", ok=False)
-    done = other.modelver("import", "mlflow", server, "net@prod", "-o", "models/mine.safetensors")
-    assert done.startswith("mine version 1")
-    assert md5_of(other.path / "models/mine.safetensors") == tags_of(second)["modelver.md5"]
+    (other.path / "net.safetensors").write_bytes(stored)
+    assert other.modelver("import", "mlflow", server, "net@prod").startswith("net version 2")
+    assert md5_of(other.path / "net.safetensors") == tags_of(second)["modelver.md5"]
+    other.git("commit", "-q", "-m", "the next one")
+    assert other.git("status", "--short", "-uno") == ""
     assert not list((other.path / ".git").glob(".modelver-*"))
 
 
