@@ -151,6 +151,8 @@ def test_the_refspec_comes_with_the_first_push_and_goes_with_uninstall(box: Sand
     before = box.git("config", "--get-regexp", "remote.copy.*")
     box.modelver("install")
     assert box.git("config", "--get-regexp", "remote.copy.*") == before  # nothing is fetched from there
+    box.git("remote", "rename", "backup", "second")
+    box.modelver("install")
     box.modelver("uninstall")
     assert box.git("config", "--get-all", "remote.origin.fetch").splitlines() == [s for s in own if s != spec]
     assert "refs/notes" not in (box.path / ".git/config").read_text()
