@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
 from dvc_modelver.git.porcelain import Git
+
+if TYPE_CHECKING:
+    import pygit2
 
 
 class ObjectReader:
@@ -29,6 +33,19 @@ class ObjectReader:
             return str(self._repo.head.peel(pygit2.Commit).id)
         except pygit2.GitError:
             return None
+
+    def find_ref(self, name: str) -> str | None:
+        """Give the commit that a ref points at; None where there is no such ref, or it is no commit's."""
+        import pygit2
+
+        try:
+            return str(self._repo.references[name].peel(pygit2.Commit).id)
+        except (KeyError, ValueError, pygit2.GitError):
+            return None
+
+    def remotes(self) -> list[str]:
+        """Give the names of the remotes that are configured."""
+        return [name for name in self._repo.remotes.names() if name]
 
     def read_blob(self, oid: str, max_bytes: int = 1 << 30) -> bytes:
         """Give a blob's bytes.
@@ -95,3 +112,51 @@ class ObjectReader:
                     yield path, str(entry.id)
 
         yield from walk(self._repo[commit].peel(pygit2.Tree), "")
+
+    def iter_notes(self, commit: str) -> Iterator[tuple[str, str, str]]:
+        """Give (annotated id, path, blob id) of every note in a commit of a notes ref, whatever its fan-out.
+
+        Source: git-notes(1), "the path name is the object name, with directory separators here and there".
+        """
+        import pygit2
+
+        root = self._repo[commit].peel(pygit2.Tree)
+        length = 2 * len(root.id.raw)
+
+        def walk(tree: pygit2.Tree, prefix: str, digits: str) -> Iterator[tuple[str, str, str]]:
+            for entry in tree:
+                name = os.fsdecode(entry.raw_name or b"")
+                if not set(name) <= _HEX:
+                    continue
+                known = digits + name
+                if isinstance(entry, pygit2.Blob) and len(known) == length:
+                    yield known, prefix + name, str(entry.id)
+                elif isinstance(entry, pygit2.Tree) and len(name) == 2 and len(known) < length:
+                    yield from walk(entry, f"{prefix}{name}/", known)
+
+        yield from walk(root, "", "")
+
+    def find_notes(self, commit: str, oid: str) -> list[tuple[str, str]]:
+        """Give (path, blob id) of the notes of one object in a commit of a notes ref; rarely more than one."""
+        import pygit2
+
+        tree, prefix, digits, found = self._repo[commit].peel(pygit2.Tree), "", oid, []
+        while digits:
+            note = _entry(tree, digits)
+            if isinstance(note, pygit2.Blob):
+                found.append((prefix + digits, str(note.id)))
+            below = _entry(tree, digits[:2])
+            if not isinstance(below, pygit2.Tree):
+                break
+            tree, prefix, digits = below, f"{prefix}{digits[:2]}/", digits[2:]
+        return found
+
+
+_HEX = frozenset("0123456789abcdef")
+
+
+def _entry(tree: pygit2.Tree, name: str) -> pygit2.Object | None:
+    try:
+        return tree[name]
+    except KeyError:
+        return None

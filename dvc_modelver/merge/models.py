@@ -27,7 +27,7 @@ Progress = Callable[[int], None]
 
 def merge_models(
     base: Side | None, ours: Side, theirs: Side, output: Path, rules: Rules | None = None, *,
-    progress: Progress = lambda _n: None,
+    progress: Progress = lambda _n: None, meanwhile: Callable[[Path], object] = lambda _file: None,
 ) -> Merged:  # fmt: skip
     """Merge three models; nothing is written where there is a conflict.
 
@@ -41,6 +41,7 @@ def merge_models(
         output: File, or folder where ours is one. A file that is there is replaced, a folder is not.
         rules: What decides where both sides changed.
         progress: Called with the number of bytes read or written since the last call.
+        meanwhile: Called in another thread with the complete file, not with a folder, while it is read back.
 
     Raises:
         BadModelError: A file is damaged, or was written while it was read.
@@ -56,10 +57,12 @@ def merge_models(
         opened = open_sides(sides, stack, progress)
         if ours.is_folder:
             return merge_folders(opened, output, rules or Rules(), progress)
-        return _merge_files(opened, output, rules or Rules(), progress)
+        return _merge_files(opened, output, rules or Rules(), progress, meanwhile)
 
 
-def _merge_files(opened: Mapping[str, Opened], output: Path, rules: Rules, progress: Progress) -> Merged:
+def _merge_files(
+    opened: Mapping[str, Opened], output: Path, rules: Rules, progress: Progress, meanwhile: Callable[[Path], object]
+) -> Merged:
     decided = _plan_files(opened, rules)
     if decided.conflicts:
         return Merged(decided)
@@ -79,7 +82,7 @@ def _merge_files(opened: Mapping[str, Opened], output: Path, rules: Rules, progr
         with (
             temp.open("rb", buffering=0) as stream,
             _open_again(stream, output, opened["ours"].side.name) as reader,
-            synced([temp]),
+            synced([temp], lambda: meanwhile(temp)),
         ):
             expected = {spec: result.digests[spec.name] for spec in result.specs}
             check_written(reader, expected, str(output), progress)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,16 +103,17 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def synced(paths: Sequence[Path]) -> Iterator[None]:
-    """Have files and folders on disk at the end, while they are read.
+def synced(paths: Sequence[Path], *also: Callable[[], object]) -> Iterator[None]:
+    """Have files and folders on disk at the end, while they are read; what `also` is to be done runs beside it.
 
     Raises:
         OSError: The disk is full.
     """
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(_sync, paths)
+    with ThreadPoolExecutor(1 + len(also)) as pool:
+        done: list[Future[object]] = [pool.submit(job) for job in (lambda: _sync(paths), *also)]
         yield
-    done.result()
+    for job in done:
+        job.result()
 
 
 def _sync(paths: Sequence[Path]) -> None:

@@ -95,9 +95,9 @@ class Cache(Objects):
             self.materialise(hashes.md5, path)
         return hashes
 
-    def adopt(self, made: Path) -> Hashes:
+    def adopt(self, made: Path, known: Hashes | None = None) -> Hashes:
         """Make objects of a complete file or folder at `new_path`; see `Objects.adopt`."""
-        return super().adopt(made) if not made.is_dir() else self.store_path(made, link=False)
+        return super().adopt(made, known) if not made.is_dir() else self.store_path(made, link=False)
 
     def _walk(self, top: Path, read: Callable[[Path], str], *, stored: bool = False) -> tuple[Hashes, bytes]:
         """Hash a folder; `read` gives the md5 of a file that moved, or (`stored`) whose object is not there."""

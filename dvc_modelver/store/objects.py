@@ -134,13 +134,17 @@ class Objects:
         with self._new_object(Path(name), 0) as temp:
             yield temp
 
-    def adopt(self, made: Path) -> Hashes:
+    def adopt(self, made: Path, known: Hashes | None = None) -> Hashes:
         """Make an object of a complete file at `new_path`; it is moved, not copied.
+
+        Args:
+            made: The file.
+            known: Its digests, where they were taken since it is complete.
 
         Raises:
             EnvironmentFailed: The cache cannot be written.
         """
-        hashes = hash_file(made)
+        hashes = known or hash_file(made)
         self._publish(made, hashes.md5, is_hashed=True)
         return hashes
 

@@ -30,7 +30,7 @@ from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.folders import is_folder_oid
-from dvc_modelver.store.hashing import Hashes
+from dvc_modelver.store.hashing import Hashes, hash_file
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.store.temp import remove
 from dvc_modelver.strategy import Rules
@@ -170,13 +170,17 @@ class Merger:
         assert ours is not None
         assert theirs is not None
         with cache.new_path(path) as target, ProgressLine(f"merging {path}") as progress:
-            merged = merge_models(sides["base"], ours, theirs, target, rules, progress=progress)
+            hashed: list[Hashes] = []
+            merged = merge_models(
+                sides["base"], ours, theirs, target, rules,
+                progress=progress, meanwhile=lambda file: hashed.append(hash_file(file)),
+            )  # fmt: skip
             if merged.output is None:
                 left = merged.plan.conflicts
                 return Outcome(
                     undecided=tuple(c.name for c in left), conflicts=tuple(f"{c.name}: {c.why}" for c in left)
                 )
-            hashes = cache.adopt(target)
+            hashes = cache.adopt(target, *hashed)
         return self._describe(path, versions, found, merged, hashes)
 
     def _bring(self, path: str, versions: Versions, found: dict[str, KnownVersion]) -> None:
