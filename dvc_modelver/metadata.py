@@ -62,7 +62,7 @@ class _Section:
     def from_dict(cls, data: object, where: str) -> Self:
         if not isinstance(data, dict):
             raise BadMetadataError(f"{where}: {cls.section!r} is {_kind(data)}, expected an object")
-        known = _known_fields(cls)
+        known = _known_fields(cls)  # type: ignore[arg-type] # mypy 2 takes no class for hashable
         values: dict[str, Any] = {}
         for key, value in data.items():
             if key in known:

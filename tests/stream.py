@@ -59,8 +59,14 @@ def make_table(md5: str, variants: Mapping[str, int], default: int = 0) -> Tenso
 
 
 def make_version(
-    name: str, path: str, number: int, *, parents: tuple[str, ...] = (), table: TensorTable | None = None,
-    change: ChangeFacts | None = None, **training: Any,
+    name: str,
+    path: str,
+    number: int,
+    *,
+    parents: tuple[str, ...] = (),
+    table: TensorTable | None = None,
+    change: ChangeFacts | None = None,
+    **training: Any,
 ) -> tuple[ModelMetadata, dict[str, bytes]]:
     """Give a version and its three files in Git: metadata, table, pointer."""  # fmt: skip
     md5 = table.md5 if table is not None else md5_of(f"{name}{number}")
@@ -92,8 +98,14 @@ class Stream:
     commits: int = 0
 
     def commit(
-        self, files: Mapping[str, bytes | None], *, branch: str = "main", parents: Iterable[int] | None = None,
-        author: str = "Ada", message: str = "", hours: int | None = None,
+        self,
+        files: Mapping[str, bytes | None],
+        *,
+        branch: str = "main",
+        parents: Iterable[int] | None = None,
+        author: str = "Ada",
+        message: str = "",
+        hours: int | None = None,
     ) -> int:
         """Add a commit on top of `branch`, or of `parents`; give its mark. None deletes a file."""  # fmt: skip
         self.commits += 1
@@ -114,7 +126,9 @@ class Stream:
     def tag(self, name: str, commit: int, message: str) -> None:
         text = message.encode()
         mail = f"Ada <ada@example.org> {START + 3600 * commit} +0000"
-        self.parts.append(f"tag {name}\nfrom :{commit}\ntagger {mail}\n".encode() + b"data %d\n%s\n" % (len(text), text))
+        self.parts.append(
+            f"tag {name}\nfrom :{commit}\ntagger {mail}\n".encode() + b"data %d\n%s\n" % (len(text), text)
+        )
 
     def load(self, folder: Path) -> None:
         """Write it all into the repository at `folder`, made where there is none."""

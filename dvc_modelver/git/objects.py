@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,16 @@ class ObjectReader:
         except (KeyError, ValueError, pygit2.GitError):
             return None
 
+    def has_tags(self) -> bool:
+        """Whether there is any tag."""
+        return any(name.startswith("refs/tags/") for name in self._repo.references)
+
+    def fetches_no_tags(self) -> bool:
+        """Whether a remote is configured to be fetched without its tags, as ``git clone --no-tags`` does."""
+        config = self._repo.config
+        keys = [f"remote.{name}.tagopt" for name in self._repo.remotes.names() if name]
+        return any(key in config and config[key] == "--no-tags" for key in keys)
+
     def remotes(self) -> list[str]:
         """Give the names of the remotes that are configured."""
         return [name for name in self._repo.remotes.names() if name]
@@ -72,6 +82,20 @@ class ObjectReader:
         if code != 0:
             raise NotFoundError(f"blob {oid}: not in this repository", hint="git fetch --refetch") from why
         return content
+
+    def prefetch(self, oids: Iterable[str]) -> None:
+        """Have git fetch the blobs that a partial clone lacks, all at once; elsewhere, and offline, nothing is done."""
+        config = self._repo.config
+        promisors = [name for name in self._repo.remotes.names() if name and f"remote.{name}.promisor" in config]
+        if not promisors:
+            return
+        missing = [oid for oid in dict.fromkeys(oids) if set(oid) != {"0"} and oid not in self._repo.odb]
+        if missing:
+            Git(Path(self._repo.path)).run_for_code(
+                "-c", "fetch.negotiationAlgorithm=noop", "fetch", promisors[0], "--quiet", "--no-tags",
+                "--no-write-fetch-head", "--recurse-submodules=no", "--filter=blob:none", "--stdin",
+                stdin="".join(f"{oid}\n" for oid in missing).encode(), codes=(0, 1, 128),
+            )  # fmt: skip
 
     def blob_size(self, oid: str) -> int:
         """Give a blob's size in bytes without reading it; 0 for an object that is no blob or not here."""

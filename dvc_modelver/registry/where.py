@@ -9,9 +9,9 @@
     value      = number | "true" | "false" | date | quoted text
 
 A name is one of `NAMES`, or ``metrics.`` or ``hyperparameters.`` and a key (``hyperparameters.optimizer.lr``,
-``metrics."top 1"``). ``~`` asks whether the text on the left contains the one on the right, whatever their case. What a
-version does not have makes a comparison false, ``!=`` as well; so does a value of another type but for ``!=``. A version
-may have several tags and stages: one that fits is enough, and ``!=`` wants that none is equal.
+``metrics."top 1"``). ``~`` asks whether the text on the left contains the one on the right, whatever their case. What
+a version does not have makes a comparison false, ``!=`` as well; so does a value of another type, but for ``!=``. A
+version may have several tags and stages: one that fits is enough, and ``!=`` wants that none is equal.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def parse_where(text: str) -> Where:
     """Parse an expression.
 
     Raises:
-        UsageError: It is too long, too deep, or does not follow the grammar; the column and what was expected are named.
+        UsageError: It is too long, too deep, or does not follow the grammar; the message names the column.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"--where: {len(text)} characters, expected at most {MAX_LENGTH}")
@@ -261,11 +261,13 @@ class _Parser:
         if self.now.kind != "operator":
             raise self.fail(f"one of {' '.join(o for o in _OPERATORS if o != '==')} after {name}")
         operator = self.take().text
+        if operator == "~" and self.now.kind != "text":
+            raise self.fail("a quoted text after ~")
+        if operator == "~":
+            return Comparison(name, operator, self.take().text[1:-1], token.column)
         column, value = self.now.column, self._value(name)
-        if operator == "~" and not isinstance(value, str):
-            raise UsageError(f"--where, column {column}: ~ asks for a text, expected a quoted one")
-        if name == "version" and isinstance(value, str) and operator != "~":
-            version_key(value)
+        if name == "version":
+            _check_version(value, column)
         return Comparison(name, "=" if operator == "==" else operator, value, token.column)
 
     def _value(self, name: str) -> Value:
@@ -277,25 +279,32 @@ class _Parser:
             self.take()
             return float(token.text) if re.search(r"[.eE]", token.text) else int(token.text)
         if token.kind == "date" or (token.kind == "text" and name == "date"):
-            return self._date()
+            return self._date(name)
         if token.kind == "text":
             self.take()
             return token.text[1:-1]
         hint = f"{name} = '{token.text}': a text has quotes" if token.kind == "name" else ""
         raise self.fail("a number, true, false, a date or a quoted text", hint)
 
-    def _date(self) -> Value:
+    def _date(self, name: str) -> Value:
         text = self.now.text.strip("'\"")
         try:
             found = datetime.fromisoformat(text)
         except ValueError:
             raise self.fail("a date like 2026-05-01 or 2026-05-01T12:00") from None
         self.take()
-        return text if len(text) == len("2026-05-01") else found
+        return text if len(text) == len("2026-05-01") or name != "date" else found
 
     def expect_end(self) -> None:
         if self.now.kind:
             raise self.fail("and, or, or the end")
+
+
+def _check_version(value: Value, column: int) -> None:
+    try:
+        version_key(str(value))
+    except UsageError as err:
+        raise UsageError(f"--where, column {column}: {err}", hint="--where \"version >= 'v1.2.0'\"") from None
 
 
 def _tokens(text: str) -> Iterable[_Token]:
