@@ -37,11 +37,13 @@ class Named:
 
     Attributes:
         number: The integer version.
+        md5: The object itself; of files in a folder, its listing.
     """
 
     name: str
     path: str
     number: int
+    md5: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _model_of(text: bytes) -> tuple[str, Named] | None:
         md5 = str(model["md5"])
         if _MD5.fullmatch(md5.encode()) is None:
             return None
-        return md5, Named(str(model["name"]), str(model["path"]), int(document["version"]["number"]))
+        return md5, Named(str(model["name"]), str(model["path"]), int(document["version"]["number"]), md5)
     except (ValueError, KeyError, TypeError):
         return None
 

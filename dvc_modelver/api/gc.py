@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class FreedVersion:
 
     Attributes:
         number: The integer version; 0 for objects of other outputs.
+        md5: Its object; empty for those of other outputs.
         size: Bytes that go; objects that another version needs stay.
     """
 
@@ -232,14 +234,12 @@ class _Plan:
         return named | self.members
 
     def describe(self, chosen: list[_Object]) -> Freed:
-        versions: dict[tuple[str, str], dict[int, tuple[str, int]]] = {}
-        for one in sorted(chosen, key=lambda o: not o.is_listing):
+        versions: dict[tuple[str, str], Counter[tuple[int, str]]] = {}
+        for one in chosen:
             owner = self.owners.get(one.oid, OTHER)
-            of_model = versions.setdefault((owner.name, owner.path), {})
-            md5, size = of_model.get(owner.number, (one.oid, 0))
-            of_model[owner.number] = (md5, size + one.size)
+            versions.setdefault((owner.name, owner.path), Counter())[owner.number, owner.md5] += one.size
         models = {
-            key: [FreedVersion(number, md5, size) for number, (md5, size) in sorted(found.items())]
+            key: [FreedVersion(number, md5, size) for (number, md5), size in sorted(found.items())]
             for key, found in sorted(versions.items())
         }
         return Freed(

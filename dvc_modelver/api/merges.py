@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
@@ -46,11 +48,15 @@ def merge_file(
             raise NotFoundError(f"{path}: no such file or folder", hint=f"ls {word(path.parent)}")
     if not Path(output).parent.is_dir():
         raise NotFoundError(f"{Path(output).parent}: no such folder", hint=f"mkdir -p {word(Path(output).parent)}")
+    tensors = tuple(tensors)  # read twice
     rules = _find_rules(paths["ours"], strategy, tensors)
     sides = {key: Side(str(path), path) for key, path in paths.items()}
     total = sum(map(folder_bytes, paths.values())) + 2 * folder_bytes(paths["ours"])
     with ProgressLine("merging", total) as progress:
-        return merge_models(sides.get("base"), sides["ours"], sides["theirs"], Path(output), rules, progress=progress)
+        done = merge_models(sides.get("base"), sides["ours"], sides["theirs"], Path(output), rules, progress=progress)
+    names = [*(t.name for t in done.plan.tensors), *(f.name for f in done.plan.facts)]
+    idle = [p for p in (given.partition("=")[0] for given in tensors) if not fnmatch.filter(names, p)]
+    return replace(done, notes=(*done.notes, *(f"--tensors {pattern}: no tensor has such a name" for pattern in idle)))
 
 
 def _find_rules(ours: Path, strategy: str | None, tensors: Iterable[str]) -> Rules:

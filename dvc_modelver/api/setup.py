@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -165,7 +166,9 @@ def _set_remote(root: Path, url: str) -> Step:
             hint=f"dvc remote modify {settings.default_remote} url {url}",
         )
     name = "storage" if "storage" not in settings.remotes else "modelver"
-    _run_dvc(root, "remote", "add", "--quiet", "--default", name, absolute)
+    is_relative = "://" not in url and not Path(url).expanduser().is_absolute()
+    place = os.path.relpath(absolute, root.resolve()) if is_relative else absolute  # a clone may lie elsewhere
+    _run_dvc(root, "remote", "add", "--quiet", "--default", name, place)
     return Step(f"DVC remote {name!r} -> {url}", str(root / ".dvc/config"))
 
 
@@ -278,6 +281,8 @@ def uninstall(folder: str | Path = ".") -> list[Step]:
     remove(repo.layout.state_dir / MERGES)
     for name in ("state", "gate", "committed", "lock", "objects.lock", "asked", "told"):
         (repo.layout.state_dir / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        repo.layout.state_dir.rmdir()  # where nothing of value is left in it
     return steps
 
 

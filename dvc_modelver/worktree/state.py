@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 from dvc_modelver.errors import EnvironmentFailed
 from dvc_modelver.store.folders import stamp_folder
 from dvc_modelver.store.hashing import RACY_NS
+from dvc_modelver.store.lock import wait_for
 from dvc_modelver.store.temp import open_alone, permissions
 
 HEADER = "modelver.state/1"
@@ -143,12 +145,23 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold this work tree's lock; gives False when `wait` is off and another process has it."""
+    """Hold this work tree's lock; gives False when `wait` is off and another process has it.
+
+    One that waits says so on standard error.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            yield False
-            return
+        if wait:
+            wait_for(file, fcntl.LOCK_EX, _announce)
+        else:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
         yield True
+
+
+def _announce() -> None:
+    sys.stderr.write("modelver: waiting for another modelver or git command in this work tree\n")
+    sys.stderr.flush()

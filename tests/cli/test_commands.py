@@ -443,3 +443,20 @@ def test_help_names_every_command(sandbox: Sandbox) -> None:
         assert f"  {command} " in out
         assert sandbox.exit_code(command, "--help") == 0
     assert sandbox.run("git", "modelver", "--version").stdout.startswith("modelver ")
+
+
+def test_a_remote_beside_the_repository_is_written_as_a_relative_path(tmp_path: Path) -> None:
+    box = Sandbox(tmp_path / "first")
+    box.path.mkdir()
+    box.modelver("init", "--remote", "../weights")
+    assert "url = ../../weights" in (box.path / ".dvc/config").read_text()  # from the file's own folder, as DVC does
+    assert "already" not in box.modelver("init", "--remote", "../weights")
+    moved = Sandbox(tmp_path / "deeper/second")
+    moved.path.parent.mkdir()
+    box.path.rename(moved.path)
+    moved.modelver("install")
+    moved.train("net.safetensors", 1)
+    moved.git("add", ".")
+    moved.git("commit", "-q", "-m", "one")
+    moved.modelver("push")
+    assert (tmp_path / "deeper/weights/files/md5").is_dir()

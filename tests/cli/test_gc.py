@@ -209,3 +209,14 @@ def test_left_over_temporary_files_go(box: Sandbox) -> None:
     (folder / "elsewhere~1~3").write_bytes(b"being written")
     gc(box, "--force")
     assert [p.name for p in folder.iterdir()] == ["elsewhere~1~3"]
+
+
+def test_versions_with_one_number_are_told_apart(box: Sandbox) -> None:
+    one = train(box, 2)
+    box.git("reset", "-q", "--hard", "HEAD~1")
+    other = train(box, 3)
+    box.git("reset", "-q", "--hard", "HEAD~1")
+    forget_reflogs(box)
+    found = gc(box)["models"]
+    assert [{v["md5"] for v in model["versions"]} for model in found] == [{one, other}]
+    assert {v["number"] for v in found[0]["versions"]} == {2}

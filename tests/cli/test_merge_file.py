@@ -62,7 +62,8 @@ def test_a_strategy_decides_it(box: Sandbox) -> None:
 
 def test_patterns_decide_some_tensors_the_last_one_first(box: Sandbox) -> None:
     rules = ["--tensors", "enc*=theirs", "--tensors", "encoder.weight=ours", "--tensors", "none*=theirs"]
-    box.modelver("merge-file", *FILES, "--strategy", "mean", *rules)
+    text = box.modelver("merge-file", *FILES, "--strategy", "mean", *rules)
+    assert text.splitlines()[-1] == "note: --tensors none*: no tensor has such a name"
     assert float(load_file(box.path / "out.safetensors")["encoder.weight"].max()) == 2.0
 
 

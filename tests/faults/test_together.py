@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -107,3 +108,15 @@ def test_a_commit_beside_a_pipeline(box: Sandbox) -> None:
     box.git("commit", "-q", "-m", "made")
     assert box.metadata_md5("made.safetensors") == box.md5("made.safetensors")
     check(box)
+
+
+def test_who_waits_says_so(box: Sandbox) -> None:
+    box.train(MODEL, 5)
+    with (box.path / ".git/modelver/lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = subprocess.Popen(["modelver", "add", "-u"], cwd=box.path, stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "modelver: waiting for another modelver or git command in this work tree\n"
+        assert waiting.poll() is None
+    _, rest = waiting.communicate(timeout=100)
+    assert (waiting.returncode, rest) == (0, "")
