@@ -15,7 +15,11 @@ from dvc_modelver._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dvc_modelver.api import add as add
+    from dvc_modelver.api import best as best
+    from dvc_modelver.api import bisect as bisect
+    from dvc_modelver.api import blame as blame
     from dvc_modelver.api import check as check
+    from dvc_modelver.api import compare_versions as compare_versions
     from dvc_modelver.api import describe_file as describe_file
     from dvc_modelver.api import diff as diff
     from dvc_modelver.api import doctor as doctor
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
     from dvc_modelver.api import list_models as list_models
+    from dvc_modelver.api import list_versions as list_versions
     from dvc_modelver.api import load as load
     from dvc_modelver.api import log as log
     from dvc_modelver.api import merge as merge
@@ -46,7 +51,11 @@ if TYPE_CHECKING:
 _VERBS = frozenset(
     [
         "add",
+        "best",
+        "bisect",
+        "blame",
         "check",
+        "compare_versions",
         "describe_file",
         "diff",
         "doctor",
@@ -55,6 +64,7 @@ _VERBS = frozenset(
         "init",
         "install",
         "list_models",
+        "list_versions",
         "load",
         "log",
         "merge",

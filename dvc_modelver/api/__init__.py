@@ -10,20 +10,22 @@ if TYPE_CHECKING:
     from dvc_modelver.api.conflicts import merge
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
-    from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
+    from dvc_modelver.api.history import best, bisect, list_models, list_versions, log
+    from dvc_modelver.api.inspect import check, describe_file, show, status
     from dvc_modelver.api.merges import merge_file
     from dvc_modelver.api.migrate import migrate
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
+    from dvc_modelver.api.tables import blame, compare_versions
     from dvc_modelver.api.track import add, mv, refresh, rm
     from dvc_modelver.api.transfer import pull, push
     from dvc_modelver.api.versions import load, rollback, tag
 
 __all__ = [
-    "add", "check", "describe_file", "diff", "doctor", "fsck", "gc", "init", "install", "list_models", "load", "log",
-    "merge", "merge_file", "migrate", "mv", "pull", "push", "refresh", "rm", "rollback", "scan", "show", "similar",
-    "status", "tag", "uninstall",
+    "add", "best", "bisect", "blame", "check", "compare_versions", "describe_file", "diff", "doctor", "fsck", "gc",
+    "init", "install", "list_models", "list_versions", "load", "log", "merge", "merge_file", "migrate", "mv", "pull",
+    "push", "refresh", "rm", "rollback", "scan", "show", "similar", "status", "tag", "uninstall",
 ]  # fmt: skip
 
 _ROOMS = {
@@ -31,12 +33,14 @@ _ROOMS = {
     "conflicts": ("merge",),
     "fsck": ("fsck",),
     "gc": ("gc",),
-    "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),
+    "history": ("best", "bisect", "list_models", "list_versions", "log"),
+    "inspect": ("check", "describe_file", "show", "status"),
     "merges": ("merge_file",),
     "migrate": ("migrate",),
     "nearest": ("similar",),
     "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),
+    "tables": ("blame", "compare_versions"),
     "track": ("add", "mv", "refresh", "rm"),
     "transfer": ("pull", "push"),
     "versions": ("load", "rollback", "tag"),

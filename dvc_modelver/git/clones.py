@@ -1,4 +1,4 @@
-"""Clones of other repositories, kept to be asked: bare, without the files' contents, which are fetched as they are read."""
+"""Clones of other repositories, kept to be asked: bare, and without files, which are fetched as they are read."""
 
 from __future__ import annotations
 

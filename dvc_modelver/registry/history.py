@@ -23,10 +23,12 @@ _NUMBER = re.compile(r"(\d+)(?:\.([0-9a-f]{4,32}))?")
 
 @dataclass(frozen=True)
 class Version:
-    """One version as the commit that first brought it in has it.
+    """One version.
 
     Attributes:
-        commit: Full id of that commit.
+        metadata: As the newest commit that changed it has it: what a refresh corrected counts.
+        path: The model's path in `commit`.
+        commit: Full id of the commit that first brought it in.
         date: Author date, ISO 8601.
     """
 
@@ -69,7 +71,7 @@ class ModelHistory:
         self._walks: dict[str, tuple[list[str], list[Version]]] = {}
 
     def versions(self, rev: str) -> list[Version]:
-        """Give the versions, newest commit first, each md5 at its first appearance.
+        """Give the versions, each md5 once, in the order of the commits that first brought them, newest first.
 
         Args:
             rev: Where history starts; ``--all`` for every ref.
@@ -96,6 +98,7 @@ class ModelHistory:
             paths = [self.path]
             while True:
                 changes = list(_iter_changed(self._git, rev, [metadata_path(p) for p in paths]))
+                self._objects.prefetch(c.new_oid for c in changes)
                 older = self._renamed_from(paths[-1], changes)
                 if older is None or older in paths:
                     break
@@ -109,12 +112,14 @@ class ModelHistory:
         born = {c.commit: c.new_oid for c in changes if c.path == file and c.old_oid == ZERO_OID}
         if not born:
             return None
-        for change in _iter_changed(self._git, "--no-walk", [f"*{METADATA_SUFFIX}"], born, literal=False):
-            if change.new_oid == ZERO_OID and change.path != file:
-                before = read_version_file(self._objects, change.old_oid, change.path)
-                after = read_version_file(self._objects, born[change.commit], file)
-                if before and after and (before.md5 == after.md5 or before.model.name == after.model.name):
-                    return find_model_path(change.path)
+        others = _iter_changed(self._git, "--no-walk", [f"*{METADATA_SUFFIX}"], born, literal=False)
+        gone = [change for change in others if change.new_oid == ZERO_OID and change.path != file]
+        self._objects.prefetch(change.old_oid for change in gone)
+        for change in gone:
+            before = read_version_file(self._objects, change.old_oid, change.path)
+            after = read_version_file(self._objects, born[change.commit], file)
+            if before and after and (before.md5 == after.md5 or before.model.name == after.model.name):
+                return find_model_path(change.path)
         return None
 
 
@@ -138,14 +143,13 @@ def _iter_changed(
 
 
 def _versions_of(objects: ObjectReader, changes: Sequence[_Changed]) -> list[Version]:
-    objects.prefetch(c.new_oid for c in changes)
     found: dict[str, Version] = {}
     for c in changes:
         metadata = read_version_file(objects, c.new_oid, c.path)
         if metadata is not None:
-            found.pop(metadata.md5, None)
-            path = find_model_path(c.path) or ""
-            found[metadata.md5] = Version(metadata, path, c.commit, c.date, c.author, c.subject)
+            newer = found.pop(metadata.md5, None)
+            facts, path = newer.metadata if newer is not None else metadata, find_model_path(c.path) or ""
+            found[metadata.md5] = Version(facts, path, c.commit, c.date, c.author, c.subject)
     return list(found.values())
 
 
