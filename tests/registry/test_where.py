@@ -111,7 +111,7 @@ def test_length_and_depth_are_bounded() -> None:
 
 def test_a_metric_that_no_version_has_is_named() -> None:
     where = parse_where("number > 1 and metrics.val_ac > 0.9")
-    with pytest.raises(UsageError, match="column 16: metrics.val_ac: no version of digits has it") as err:
+    with pytest.raises(UsageError, match=r"column 16: metrics\.val_ac: no version of digits has it") as err:
         check_names(where, FACTS.keys(), "digits")
     assert err.value.hint == "did you mean metrics.val_acc?"
     check_names(parse_where("metrics.val_acc > 0.9 and version > 'v1.0.0'"), {"metrics.val_acc"}, "digits")
