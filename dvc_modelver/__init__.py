@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import best as best
     from dvc_modelver.api import bisect as bisect
     from dvc_modelver.api import blame as blame
+    from dvc_modelver.api import card as card
     from dvc_modelver.api import check as check
     from dvc_modelver.api import compare_versions as compare_versions
     from dvc_modelver.api import describe_file as describe_file
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import gc as gc
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
+    from dvc_modelver.api import lineage as lineage
     from dvc_modelver.api import list_models as list_models
     from dvc_modelver.api import list_versions as list_versions
     from dvc_modelver.api import load as load
@@ -54,6 +56,7 @@ _VERBS = frozenset(
         "best",
         "bisect",
         "blame",
+        "card",
         "check",
         "compare_versions",
         "describe_file",
@@ -63,6 +66,7 @@ _VERBS = frozenset(
         "gc",
         "init",
         "install",
+        "lineage",
         "list_models",
         "list_versions",
         "load",

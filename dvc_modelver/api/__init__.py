@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dvc_modelver.api.ancestry import lineage
+    from dvc_modelver.api.cards import card
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
     from dvc_modelver.api.fsck import fsck
@@ -23,12 +25,45 @@ if TYPE_CHECKING:
     from dvc_modelver.api.versions import load, rollback, tag
 
 __all__ = [
-    "add", "best", "bisect", "blame", "check", "compare_versions", "describe_file", "diff", "doctor", "fsck", "gc",
-    "init", "install", "list_models", "list_versions", "load", "log", "merge", "merge_file", "migrate", "mv", "pull",
-    "push", "refresh", "rm", "rollback", "scan", "show", "similar", "status", "tag", "uninstall",
-]  # fmt: skip
+    "add",
+    "best",
+    "bisect",
+    "blame",
+    "card",
+    "check",
+    "compare_versions",
+    "describe_file",
+    "diff",
+    "doctor",
+    "fsck",
+    "gc",
+    "init",
+    "install",
+    "lineage",
+    "list_models",
+    "list_versions",
+    "load",
+    "log",
+    "merge",
+    "merge_file",
+    "migrate",
+    "mv",
+    "pull",
+    "push",
+    "refresh",
+    "rm",
+    "rollback",
+    "scan",
+    "show",
+    "similar",
+    "status",
+    "tag",
+    "uninstall",
+]
 
 _ROOMS = {
+    "ancestry": ("lineage",),
+    "cards": ("card",),
     "compare": ("diff",),
     "conflicts": ("merge",),
     "fsck": ("fsck",),

@@ -66,9 +66,9 @@ def similar(reference: str, *, limit: int | None = None, folder: Path | None = N
     for name, version in _all_versions(repo):
         if (name, version.metadata.md5) == itself:
             continue
-        side = _side(repo, version)
+        side = side_of(repo, version)
         if side.table is not None:
-            found.append(_rank(name, version, compare(side, wanted)))
+            found.append(rank(name, version, compare(side, wanted)))
     related = [r for r in found if any(t.old and t.new and t.is_parameter for t in r.change.tensors)]
     related.sort(key=_order)
     return related[:limit]
@@ -109,9 +109,9 @@ def find_origin(repo: Repository, path: str, metadata: ModelMetadata, table: Ten
         seen[name] += 1
         if name == metadata.model.name or seen[name] > MAX_CANDIDATES:
             continue
-        side = _side(repo, version)
+        side = side_of(repo, version)
         if side.table is not None and _may_be_related(side.table, table):
-            found.append(_rank(name, version, compare(side, wanted)))
+            found.append(rank(name, version, compare(side, wanted)))
     near = [r for r in found if (r.change.cosine or 0) >= VARIANT_COSINE]
     near = [r for r in near if r.distance is not None and r.distance <= VARIANT_DISTANCE]
     return min(near, key=lambda r: (r.distance or 0.0, -r.number), default=None)
@@ -152,7 +152,8 @@ def _all_versions(repo: Repository) -> Iterator[tuple[str, Version]]:
                 yield name, version
 
 
-def _side(repo: Repository, version: Version) -> Side:
+def side_of(repo: Repository, version: Version) -> Side:
+    """Give a version as a side of a comparison; without a table where history has none that is its own."""
     text = repo.objects.read_file(version.commit, table_path(version.path))
     try:
         table = TensorTable.parse(text, table_path(version.path)) if text else None
@@ -164,7 +165,8 @@ def _side(repo: Repository, version: Version) -> Side:
     return Side(version.path, version.commit[:8], table, meta, meta.md5, meta.model.format)
 
 
-def _rank(name: str, version: Version, change: ModelDiff) -> Ranked:
+def rank(name: str, version: Version, change: ModelDiff) -> Ranked:
+    """Give how far a version is from the new side of a comparison with it."""
     whole = combine(_counted(t) for t in change.tensors if t.is_parameter and is_float(t.row.dtype))
     return Ranked(
         name=name,

@@ -14,7 +14,7 @@ from typer.models import CommandInfo
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards, history, objects, reports
+from dvc_modelver.cli import cards, exchange, history, lineage, objects, reports
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
@@ -493,6 +493,9 @@ def load(
     path = str(api.load(reference, output, force=force, say=say))
     emit_json({"path": path}) if json else emit_lines([path])
 
+
+lineage.register(app)
+exchange.register(app)
 
 # Objects
 

@@ -49,10 +49,10 @@ def render_markdown(models: Sequence[ModelDiff]) -> str:
 
 def _model(change: ModelDiff, limit: int) -> str:
     sides = " → ".join(side_labels(change))
-    head = [f"### {_code(change.path[-200:])}: {change.kind}", "", f"{_plain(sides)}", ""]
+    head = [f"### {code(change.path[-200:])}: {change.kind}", "", f"{plain(sides)}", ""]
     said = [*(line.strip() for line in summary_lines(change, unicode=True)), *change.renames]
-    head += [f"- {_plain(line[:400])}" for line in said]
-    head += [f"- :warning: {_plain(line[:400])}" for line in change.warnings[:10]]
+    head += [f"- {plain(line[:400])}" for line in said]
+    head += [f"- :warning: {plain(line[:400])}" for line in change.warnings[:10]]
     for title, facts in (
         ("Metric", change.metrics),
         ("Hyper-parameter", change.hyperparameters),
@@ -62,7 +62,7 @@ def _model(change: ModelDiff, limit: int) -> str:
         head += _facts(title, facts)
     text = "\n".join(head) + "\n"
     if len(text) > limit:
-        return f"### {_code(change.path[-200:])}: {change.kind}\n"
+        return f"### {code(change.path[-200:])}: {change.kind}\n"
     return text + _layers(change, limit - len(text))
 
 
@@ -101,25 +101,25 @@ def _layers(change: ModelDiff, limit: int) -> str:
 
 def _rows(lines: Iterable[Line]) -> Iterable[str]:
     for line in lines:
-        note = "".join(f"<br>{_plain(text)}" for text in detail_lines(line))
+        note = "".join(f"<br>{plain(text)}" for text in detail_lines(line))
         first = line.tensors[0]
-        was = f"<br>was {_code(first.old_name)}" if first.old_name is not None and not first.by_rule else ""
+        was = f"<br>was {code(first.old_name)}" if first.old_name is not None and not first.by_rule else ""
         yield (
-            f"| {line.change} | {_code(label_text(line))}{was}{note} | {_cell(shapes_text(line))} "
+            f"| {line.change} | {code(label_text(line))}{was}{note} | {_cell(shapes_text(line))} "
             f"| {distance_text(line, unicode=True)} | {cosine_of_line(line)} |\n"
         )
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Escape what Markdown and HTML would take for more than text."""
     text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{c}" if c in "\\`*_[]|#@!" else c for c in text)
 
 
 def _cell(text: str) -> str:
-    return _plain(text[:200])
+    return plain(text[:200])
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Give a name as code; a code span takes no escapes, so what would end it or the cell is replaced."""
     return "`" + printable(text[:200]).replace("`", "'").replace("|", "¦") + "`"
