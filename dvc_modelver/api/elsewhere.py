@@ -9,7 +9,9 @@ from pathlib import Path
 
 from dvc_modelver.errors import NotFoundError
 from dvc_modelver.git.clones import is_url, up_to_date_clone
-from dvc_modelver.git.layout import find_layout
+from dvc_modelver.git.layout import Layout, find_layout
+from dvc_modelver.git.objects import ObjectReader
+from dvc_modelver.git.porcelain import Git
 from dvc_modelver.metadata import METADATA_SUFFIX
 from dvc_modelver.repository import Repository, View, is_pointer_file
 
@@ -18,6 +20,15 @@ Say = Callable[[str], None]
 
 class CommittedRepository(Repository):
     """A repository as its HEAD has it: what lies in its work tree, if it has one, is not looked at."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.git = Git(layout.top, is_other=True)
+
+    @cached_property
+    def objects(self) -> ObjectReader:
+        """Reads blobs and trees."""
+        return ObjectReader(self.layout.git_dir, is_other=True)
 
     @cached_property
     def work_tree(self) -> View:

@@ -38,7 +38,7 @@ def up_to_date_clone(url: str) -> Path:
         if (folder / "HEAD").exists():
             try:
                 _fetch(url, folder)
-                if Git(folder).find_commit("HEAD"):
+                if Git(folder, is_other=True).find_commit("HEAD"):
                     return folder
             except GitFailed as err:
                 raise _unreachable(url, err) from err
@@ -48,16 +48,16 @@ def up_to_date_clone(url: str) -> Path:
 
 
 def _fetch(url: str, folder: Path) -> None:
-    Git(folder).run("fetch", "--quiet", "--prune", "--no-tags", "--filter=blob:none", "origin", *_REFS)
+    Git(folder, is_other=True).run("fetch", "--quiet", "--prune", "--no-tags", "--filter=blob:none", "origin", *_REFS)
 
 
 def _clone(url: str, folder: Path) -> None:
     work = Path(tempfile.mkdtemp(prefix="clone-", dir=folder.parent))
     try:
-        git = Git(work)
+        git = Git(work, is_other=True)
         git.run("clone", "--quiet", "--bare", "--filter=blob:none", "--", url, "repo.git")
         _fetch(url, work / "repo.git")
-        if Git(work / "repo.git").find_commit("HEAD") is None:
+        if Git(work / "repo.git", is_other=True).find_commit("HEAD") is None:
             raise NotFoundError(f"{url}: has no commit yet")
         os.rename(work / "repo.git", folder)
     except GitFailed as err:

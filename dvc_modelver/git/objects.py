@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 
 class ObjectReader:
-    """The object database of one repository, read only."""
+    """The object database of one repository, read only.
 
-    def __init__(self, git_dir: Path) -> None:
+    With `is_other` it is not the repository whose hook may be running; see `Git`.
+    """
+
+    def __init__(self, git_dir: Path, *, is_other: bool = False) -> None:
         import pygit2
 
+        self._git = Git(git_dir, is_other=is_other)
         try:
             self._repo = pygit2.Repository(str(git_dir), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
         except pygit2.GitError as err:
@@ -78,7 +82,7 @@ class ObjectReader:
 
     def _fetch_blob(self, oid: str, why: Exception) -> bytes:
         """Have git fetch a blob that a partial clone lacks."""
-        code, content = Git(Path(self._repo.path)).run_for_code("cat-file", "blob", oid, codes=(0, 1, 128))
+        code, content = self._git.run_for_code("cat-file", "blob", oid, codes=(0, 1, 128))
         if code != 0:
             raise NotFoundError(f"blob {oid}: not in this repository", hint="git fetch --refetch") from why
         return content
@@ -91,7 +95,7 @@ class ObjectReader:
             return
         missing = [oid for oid in dict.fromkeys(oids) if set(oid) != {"0"} and oid not in self._repo.odb]
         if missing:
-            Git(Path(self._repo.path)).run_for_code(
+            self._git.run_for_code(
                 "-c", "fetch.negotiationAlgorithm=noop", "fetch", promisors[0], "--quiet", "--no-tags",
                 "--no-write-fetch-head", "--recurse-submodules=no", "--filter=blob:none", "--stdin",
                 stdin="".join(f"{oid}\n" for oid in missing).encode(), codes=(0, 1, 128),

@@ -14,6 +14,11 @@ from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
 
 ZERO_OID = "0" * 40
 _ENV = {"LC_ALL": "C", "LANGUAGE": "C", "GIT_OPTIONAL_LOCKS": "0", "MODELVER_SKIP": "1"}
+_LOCAL = frozenset(
+    f"GIT_{name}" for name in ("ALTERNATE_OBJECT_DIRECTORIES", "COMMON_DIR", "DIR", "INDEX_FILE", "OBJECT_DIRECTORY",
+                               "PREFIX", "SHALLOW_FILE", "WORK_TREE")
+)  # fmt: skip
+"""What Git tells its hooks of their repository. Source: ``git rev-parse --local-env-vars``."""
 
 
 class GitFailed(UsageError):  # noqa: N818 - what happened, not a name for a bug
@@ -49,10 +54,12 @@ class Git:
 
     The variables that Git sets for its hooks (``GIT_DIR``, ``GIT_INDEX_FILE``...) are passed on, so that a
     hook works on the index of the command that called it. Hooks of ours that such a call sets off do nothing.
+    With `is_other` the folder is of another repository, for which those variables are not meant.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_other: bool = False) -> None:
         self.folder = folder
+        self._dropped = _LOCAL if is_other else frozenset[str]()
 
     def run(
         self,
@@ -90,8 +97,8 @@ class Git:
         command += [*["--literal-pathspecs"] * literal, *args]
         try:
             done = subprocess.run(
-                command, cwd=self.folder, env=os.environ | _ENV | (env or {}), input=stdin or b"", capture_output=True,
-                check=False,
+                command, cwd=self.folder, env=self._environment() | (env or {}), input=stdin or b"",
+                capture_output=True, check=False,
             )  # fmt: skip
         except FileNotFoundError as err:
             if self.folder.is_dir():
@@ -101,6 +108,9 @@ class Git:
         if code not in codes:
             raise GitFailed(args, code, done.stderr.decode("utf-8", "replace"))
         return code, out
+
+    def _environment(self) -> dict[str, str]:
+        return {key: value for key, value in os.environ.items() if key not in self._dropped} | _ENV
 
     def text(self, *args: str, codes: Sequence[int] = (0,)) -> str:
         """Run ``git <args>`` and give its output as text without the final newline."""

@@ -355,6 +355,13 @@ def test_other_repositories_by_path_and_url(box: Sandbox, sandbox: Sandbox, tmp_
     assert "not in a Git repository" in refused(sandbox, "list", "--repo", str(tmp_path))
 
 
+def test_another_repository_is_meant_inside_a_hook_as_well(box: Sandbox, sandbox: Sandbox) -> None:
+    hook = {"GIT_DIR": str(sandbox.path / ".git"), "GIT_INDEX_FILE": str(sandbox.path / ".git/index")}
+    want = box.modelver("log", "digits")
+    for source in (str(box.path), f"file://{box.path}"):
+        assert sandbox.run("modelver", "log", "digits", "--repo", source, env=hook).stdout == want
+
+
 def test_another_repository_is_read_as_committed(copy: Sandbox, sandbox: Sandbox) -> None:
     (copy.path / f"{DIGITS}.modelver.json").write_text("{")
     assert "digits version 8" in sandbox.modelver("show", "digits", "--repo", str(copy.path))
