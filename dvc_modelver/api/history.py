@@ -164,6 +164,8 @@ def _logged(repo: Repository, reference: str, *, everywhere: bool, say: Say) -> 
     found = history.versions("--all" if everywhere else "HEAD")
     if not found and not everywhere:
         found = history.versions("--all")  # of another branch, as its name was found there
+    if lost := history.unreadable("--all" if everywhere else "HEAD"):
+        say(f"{model.path}: {lost} metadata file{'s' * (lost != 1)} in history cannot be read, and are left out")
     return _joined(repo, model, found, history, read_tags(repo.git, model.name), say)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dvc_modelver.errors import EnvironmentFailed, NotFoundError
+from dvc_modelver.errors import EnvironmentFailed
 from dvc_modelver.git.porcelain import Git, GitFailed
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+|[^/:\s-][^/:\s]*:(?!:).+")
@@ -29,26 +29,27 @@ def up_to_date_clone(url: str) -> Path:
 
     Raises:
         EnvironmentFailed: The repository cannot be reached.
-        NotFoundError: It has no commit.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelver" / "repositories"
     base.mkdir(parents=True, exist_ok=True)
     folder = base / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.git"
     with _locked(folder.with_suffix(".lock")):
-        if (folder / "HEAD").exists():
-            try:
-                _fetch(url, folder)
-                if Git(folder, is_other=True).find_commit("HEAD"):
-                    return folder
-            except GitFailed as err:
-                raise _unreachable(url, err) from err
-            shutil.rmtree(folder)  # its main branch has another name now
-        _clone(url, folder)
+        try:
+            if (folder / "HEAD").exists():
+                _fetch(folder)
+            else:
+                _clone(url, folder)
+        except GitFailed as err:
+            raise EnvironmentFailed(f"{url}: {err}", hint="git ls-remote URL says whether it can be reached") from err
     return folder
 
 
-def _fetch(url: str, folder: Path) -> None:
-    Git(folder, is_other=True).run("fetch", "--quiet", "--prune", "--no-tags", "--filter=blob:none", "origin", *_REFS)
+def _fetch(folder: Path) -> None:
+    git = Git(folder, is_other=True)
+    git.run("fetch", "--quiet", "--prune", "--no-tags", "--filter=blob:none", "origin", *_REFS)
+    head = re.match(r"ref: (refs/heads/\S+)\tHEAD", git.text("ls-remote", "--symref", "origin", "HEAD"))
+    if head is not None:
+        git.run("symbolic-ref", "HEAD", head[1])
 
 
 def _clone(url: str, folder: Path) -> None:
@@ -56,18 +57,10 @@ def _clone(url: str, folder: Path) -> None:
     try:
         git = Git(work, is_other=True)
         git.run("clone", "--quiet", "--bare", "--filter=blob:none", "--", url, "repo.git")
-        _fetch(url, work / "repo.git")
-        if Git(work / "repo.git", is_other=True).find_commit("HEAD") is None:
-            raise NotFoundError(f"{url}: has no commit yet")
+        _fetch(work / "repo.git")
         os.rename(work / "repo.git", folder)
-    except GitFailed as err:
-        raise _unreachable(url, err) from err
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _unreachable(url: str, err: GitFailed) -> EnvironmentFailed:
-    return EnvironmentFailed(f"{url}: {err}", hint="git ls-remote URL says whether it can be reached")
 
 
 @contextmanager

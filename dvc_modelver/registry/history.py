@@ -68,7 +68,7 @@ class ModelHistory:
     def __init__(self, git: Git, objects: ObjectReader, path: str) -> None:
         self.path = path
         self._git, self._objects = git, objects
-        self._walks: dict[str, tuple[list[str], list[Version]]] = {}
+        self._walks: dict[str, tuple[list[str], list[Version], int]] = {}
 
     def versions(self, rev: str) -> list[Version]:
         """Give the versions, each md5 once, in the order of the commits that first brought them, newest first.
@@ -82,6 +82,10 @@ class ModelHistory:
         """Give the paths that the model has had, today's first."""
         return self._walk(rev)[0]
 
+    def unreadable(self, rev: str) -> int:
+        """Give the number of metadata files in a history that are damaged, or not in this clone, and so left out."""
+        return self._walk(rev)[2]
+
     def at(self, commit: str, label: str) -> Version:
         """Give the version that a commit has, without date and author.
 
@@ -93,7 +97,7 @@ class ModelHistory:
         except NotFoundError:
             return version_at(self._objects, self.paths("--all"), commit, label)
 
-    def _walk(self, rev: str) -> tuple[list[str], list[Version]]:
+    def _walk(self, rev: str) -> tuple[list[str], list[Version], int]:
         if rev not in self._walks:
             paths = [self.path]
             while True:
@@ -103,7 +107,9 @@ class ModelHistory:
                 if older is None or older in paths:
                     break
                 paths.append(older)
-            self._walks[rev] = paths, _versions_of(self._objects, changes)
+            there = {c.new_oid: c.path for c in changes if c.new_oid != ZERO_OID}
+            lost = sum(read_version_file(self._objects, oid, path) is None for oid, path in there.items())
+            self._walks[rev] = paths, _versions_of(self._objects, changes), lost
         return self._walks[rev]
 
     def _renamed_from(self, path: str, changes: list[_Changed]) -> str | None:

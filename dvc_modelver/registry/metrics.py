@@ -102,7 +102,7 @@ def find_direction(metric: str) -> str | None:
     people write them: ``valAcc``, ``val/acc``, ``eval.rouge-1``, ``F1_macro``.
     """
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", metric)
-    words = {word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word}
+    words = {word for word in re.split(r"[^a-z0-9]+", f"{metric} {spaced}".lower()) if word}
     words |= {word.rstrip("0123456789") for word in words}
     if words & _LOWER:
         return "min"
