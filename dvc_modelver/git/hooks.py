@@ -84,9 +84,19 @@ class HooksFolder:
         return _block(text)
 
     def place_of(self, name: str) -> Path:
-        """Give the file of one hook of ours: where pre-commit moved it, as long as it is there."""
+        """Give the file of one hook of ours: where pre-commit moved it, as long as its own hook is there to run it."""
         path, legacy = self.path / name, self.path / (name + LEGACY)
-        return legacy if not is_ours(path) and is_ours(legacy) else path
+        return legacy if os.path.lexists(path) and not is_ours(path) and is_ours(legacy) else path
+
+    def bring_back(self) -> dict[Path, str]:
+        """Give our hooks their names again where pre-commit moved them and its own are gone; give what was done."""
+        done = {}
+        for name in self.names:
+            path, legacy = self.path / name, self.path / (name + LEGACY)
+            if not os.path.lexists(path) and is_ours(legacy):
+                legacy.replace(path)
+                done[path] = f"was {legacy.name}, which nothing ran"
+        return done
 
 
 def find_hooks_folder(layout: Layout) -> HooksFolder:
@@ -164,11 +174,11 @@ def install_hooks(layout: Layout, python: str) -> dict[Path, str]:
         UsageError: A hook is not ours, and another one is kept already; nothing was written.
     """
     folder = find_hooks_folder(layout)
+    done = folder.bring_back()
     places = {name: folder.place_of(name) for name in folder.names}
     for name, place in places.items():
         _check_kept(place, folder.path / (name + KEPT))
     folder.path.mkdir(parents=True, exist_ok=True)
-    done: dict[Path, str] = {}
     for name, place in places.items():
         note = _install_one(folder, name, place, python)
         if note is not None:
@@ -244,6 +254,7 @@ def _set_aside(path: Path) -> Path:
 def uninstall_hooks(layout: Layout) -> dict[Path, str]:
     """Take our blocks out and put back the hooks that were there; give path -> what is there now."""
     folder = find_hooks_folder(layout)
+    folder.bring_back()
     done = {}
     for name in folder.names:
         place, kept = folder.place_of(name), folder.path / (name + KEPT)

@@ -606,3 +606,19 @@ def test_a_package_that_is_gone_is_one_line(sandbox: Sandbox, tmp_path: Path) ->
     sandbox.git("add", "code.py")
     sandbox.git("commit", "-q", "-m", "code")
     assert Path(START).exists()
+
+
+def test_a_hook_that_pre_commit_moved_and_left_is_missed_and_brought_back(sandbox: Sandbox) -> None:
+    folder = sandbox.path / ".git/hooks"
+    ours = (folder / "pre-push").read_bytes()
+    (folder / "pre-push").rename(folder / "pre-push.legacy")  # as by a pre-commit install that was interrupted
+    done = sandbox.run("modelver", "doctor", ok=False)
+    assert done.returncode == 1
+    assert "pre-push" in done.stdout.partition("!!")[2].splitlines()[0]
+    assert "pre-push.legacy, which nothing ran" in sandbox.modelver("install")
+    assert (folder / "pre-push").read_bytes() == ours
+    assert not (folder / "pre-push.legacy").exists()
+    assert sandbox.exit_code("doctor") == 0
+    (folder / "pre-push").rename(folder / "pre-push.legacy")
+    sandbox.modelver("uninstall")
+    assert not list(folder.glob("pre-push*y"))
