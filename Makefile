@@ -17,7 +17,7 @@ demo: $(VENV)/made
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(VENV)/made
-	$(BIN)/python -m pytest -n 3 --dist loadscope
+	$(BIN)/python -m pytest -n 3 --dist loadscope --durations 40
 
 # The libraries that write the formats we read, some GB of them: the tests that need one are left out without it.
 # lpips ships real weights in two versions; it is not run, so what it needs is not installed.

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from dvc_modelver.api import blame as blame
     from dvc_modelver.api import card as card
     from dvc_modelver.api import check as check
+    from dvc_modelver.api import check_stage_of as check_stage_of
     from dvc_modelver.api import compare_versions as compare_versions
+    from dvc_modelver.api import demote as demote
     from dvc_modelver.api import describe_file as describe_file
     from dvc_modelver.api import diff as diff
     from dvc_modelver.api import doctor as doctor
+    from dvc_modelver.api import evaluate as evaluate
     from dvc_modelver.api import fsck as fsck
     from dvc_modelver.api import gc as gc
+    from dvc_modelver.api import index as index
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
     from dvc_modelver.api import lineage as lineage
@@ -37,14 +41,17 @@ if TYPE_CHECKING:
     from dvc_modelver.api import merge_file as merge_file
     from dvc_modelver.api import migrate as migrate
     from dvc_modelver.api import mv as mv
+    from dvc_modelver.api import promote as promote
     from dvc_modelver.api import pull as pull
     from dvc_modelver.api import push as push
     from dvc_modelver.api import refresh as refresh
     from dvc_modelver.api import rm as rm
     from dvc_modelver.api import rollback as rollback
+    from dvc_modelver.api import rollback_stage as rollback_stage
     from dvc_modelver.api import scan as scan
     from dvc_modelver.api import show as show
     from dvc_modelver.api import similar as similar
+    from dvc_modelver.api import stages as stages
     from dvc_modelver.api import status as status
     from dvc_modelver.api import tag as tag
     from dvc_modelver.api import uninstall as uninstall
@@ -59,11 +66,15 @@ _VERBS = frozenset(
         "card",
         "check",
         "compare_versions",
+        "check_stage_of",
+        "demote",
         "describe_file",
         "diff",
         "doctor",
+        "evaluate",
         "fsck",
         "gc",
+        "index",
         "init",
         "install",
         "lineage",
@@ -75,14 +86,17 @@ _VERBS = frozenset(
         "merge_file",
         "migrate",
         "mv",
+        "promote",
         "pull",
         "push",
         "refresh",
         "rm",
         "rollback",
+        "rollback_stage",
         "scan",
         "show",
         "similar",
+        "stages",
         "status",
         "tag",
         "uninstall",

@@ -156,6 +156,32 @@ def _read_values(read: ReadFile, path: str) -> Mapping[str, Any]:
     return data if isinstance(data, Mapping) else {}
 
 
+def read_metrics(read: ReadFile, path: str) -> dict[str, float]:
+    """Give the metrics of a DVC metrics file (JSON, YAML or TOML) by dotted names; what is no number is left out.
+
+    Raises:
+        BadMetadataError: It is not there, cannot be parsed, has no number, or one that is not finite.
+    """
+    if read(path) is None:
+        raise BadMetadataError(f"{path}: no such file, expected metrics as JSON, YAML or TOML")
+    values = _read_values(read, path)
+    for name, value in _leaves(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadMetadataError(f"{path}: {name} is {value}, expected a finite number")
+    found = {name: value for name, value in flatten(values) if _is_number(value)}
+    if not found or len(found) > MAX_VALUES:
+        raise BadMetadataError(f"{path}: {len(found)} numbers, expected metrics by name, at most {MAX_VALUES}")
+    return found
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Give dotted names and their scalars; short lists of scalars are values, other lists are left out."""
     for key, value in values.items():

@@ -27,6 +27,7 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
+from dvc_modelver.registry.backfill import Backfill, read_backfill
 from dvc_modelver.settings import SETTINGS_FILE, Settings, parse_settings, read_settings
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root, share_cache
@@ -94,15 +95,22 @@ class IndexView:
 
 
 class CommitView:
-    """What a commit holds."""
+    """What a commit holds.
 
-    def __init__(self, commit: str, objects: ObjectReader) -> None:
+    Args:
+        commit: Its full id.
+        objects: Reads blobs and trees.
+        backfill: Stands in for metadata files and tensor tables that the commit was made without.
+    """
+
+    def __init__(self, commit: str, objects: ObjectReader, backfill: Backfill | None = None) -> None:
         self.label = commit[:8]
-        self.commit, self._objects = commit, objects
+        self.commit, self._objects, self._backfill = commit, objects, backfill
 
     def read(self, path: str) -> bytes | None:
         """Give the committed bytes at `path`."""
-        return self._objects.read_file(self.commit, path)
+        found = self._objects.read_file(self.commit, path)
+        return self._backfill.read(self.commit, path) if found is None and self._backfill is not None else found
 
     def paths(self, wanted: Callable[[str], bool]) -> list[str]:
         """Give the committed paths that are `wanted`."""
@@ -195,12 +203,17 @@ class Repository:
         return IndexView(self.git, self.objects)
 
     def at(self, rev: str) -> CommitView:
-        """The files of a revision.
+        """The files of a revision, and what was backfilled for it.
 
         Raises:
             NotFoundError: `rev` names no commit.
         """
-        return CommitView(self.git.commit_of(rev), self.objects)
+        return CommitView(self.git.commit_of(rev), self.objects, self.backfill)
+
+    @cached_property
+    def backfill(self) -> Backfill:
+        """What notes say of commits that were made without metadata."""
+        return read_backfill(self.objects)
 
     # DVC
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.policy import Policy, parse_policies
 from dvc_modelver.strategy import Rule, Rules, Strategy, parse_strategy
 
 SETTINGS_FILE = ".modelver.toml"
@@ -40,6 +41,7 @@ class Settings:
             ``unknown`` ones too, or ``never`` any.
         allow: Names that the owners have read: a scan takes them for safe (``my_package.layers.Attention``).
         merge: What decides where both sides of a merge changed a tensor, of all models; see `merge_rules`.
+        policies: What a version must satisfy before it may hold a stage.
     """
 
     include: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class Settings:
     refuse: str = "dangerous"
     allow: tuple[str, ...] = ()
     merge: Rules = field(default_factory=Rules)
+    policies: tuple[Policy, ...] = ()
     unknown: tuple[str, ...] = field(default=())
 
     def is_gated(self, path: str) -> bool:
@@ -116,6 +119,10 @@ def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
     values: dict[str, Any] = {}
     unknown = []
     for section, content in data.items():
+        if section == "policy":
+            values["policies"] = parse_policies(content, f"{where}: policy")
+            unknown += [f"policy.{key}" for policy in values["policies"] for key in policy.unknown]
+            continue
         if not isinstance(content, Mapping):
             unknown.append(section)
             continue

@@ -12,8 +12,9 @@ from dvc_modelver.git.porcelain import ZERO_OID
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import Repository, is_pointer_file
 from dvc_modelver.store.cache import Cache
-from dvc_modelver.store.folders import folder_bytes
+from dvc_modelver.store.folders import folder_bytes, parse_listing
 from dvc_modelver.store.lock import held
+from dvc_modelver.store.objects import MAX_LISTING_BYTES
 from dvc_modelver.store.pointers import Pointer, read_pointers
 from dvc_modelver.store.remotes import Remote
 
@@ -196,6 +197,37 @@ def _plan(repo: Repository, remote: Remote, items: list[Wanted], *, legacy: bool
             broken |= {md5} & there.keys()
             todo[md5] = path
     return _Plan(remote, cache, legacy, tuple(present), todo, frozenset(broken), tuple(lost))
+
+
+def missing_on_remote(repo: Repository, item: Wanted) -> tuple[str, list[str]]:
+    """Ask the remote of one output for its object, and for the files of a folder.
+
+    Returns:
+        The remote's name, and the paths, with md5, of what is not there or is there with other bytes.
+
+    Raises:
+        ObjectMissing: The listing of a folder is neither in the cache nor on the remote.
+        EnvironmentFailed: The remote cannot be reached.
+    """
+    pointer = item.pointer
+    remote = Remote.open(repo.dvc_root(pointer.file), pointer.remote)
+    wanted: dict[str, tuple[str, int | None]] = {item.md5: (item.path, None if pointer.is_folder else pointer.size)}
+    there = remote.sizes({item.md5}, legacy=pointer.legacy)
+    if pointer.is_folder and item.md5 in there:
+        cache = repo.cache(pointer.file)
+        if not cache.has_alone(item.md5, legacy=pointer.legacy):
+            with remote.open_object(item.md5, legacy=pointer.legacy) as listing:
+                files = list(parse_listing(listing.read(MAX_LISTING_BYTES), item.path, ""))
+        else:
+            files = list(cache.iter_folder(item.md5, legacy=pointer.legacy))
+        wanted |= {md5: (f"{item.path}/{name}", None) for name, md5 in files}
+        there |= remote.sizes({md5 for _, md5 in files}, legacy=pointer.legacy)
+    missing = [
+        f"{path} ({md5[:8]})"
+        for md5, (path, size) in wanted.items()
+        if md5 not in there or size not in (None, there[md5])
+    ]
+    return remote.name, missing
 
 
 def _is_in_cache(repo: Repository, cache: Cache, item: Wanted) -> bool:

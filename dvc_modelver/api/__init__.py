@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,19 +12,23 @@ if TYPE_CHECKING:
     from dvc_modelver.api.cards import card
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
+    from dvc_modelver.api.evaluations import evaluate
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
     from dvc_modelver.api.history import best, bisect, list_models, list_versions, log
+    from dvc_modelver.api.index import index
     from dvc_modelver.api.inspect import check, describe_file, show, status
     from dvc_modelver.api.merges import merge_file
     from dvc_modelver.api.migrate import migrate
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
+    from dvc_modelver.api.stages import check_stage_of, demote, promote, rollback_stage, stages
     from dvc_modelver.api.tables import blame, compare_versions
+    from dvc_modelver.api.tags import tag
     from dvc_modelver.api.track import add, mv, refresh, rm
     from dvc_modelver.api.transfer import pull, push
-    from dvc_modelver.api.versions import load, rollback, tag
+    from dvc_modelver.api.versions import load, rollback
 
 __all__ = [
     "add",
@@ -31,12 +37,16 @@ __all__ = [
     "blame",
     "card",
     "check",
+    "check_stage_of",
     "compare_versions",
+    "demote",
     "describe_file",
     "diff",
     "doctor",
+    "evaluate",
     "fsck",
     "gc",
+    "index",
     "init",
     "install",
     "lineage",
@@ -48,14 +58,17 @@ __all__ = [
     "merge_file",
     "migrate",
     "mv",
+    "promote",
     "pull",
     "push",
     "refresh",
     "rm",
     "rollback",
+    "rollback_stage",
     "scan",
     "show",
     "similar",
+    "stages",
     "status",
     "tag",
     "uninstall",
@@ -66,7 +79,9 @@ _ROOMS = {
     "cards": ("card",),
     "compare": ("diff",),
     "conflicts": ("merge",),
+    "evaluations": ("evaluate",),
     "fsck": ("fsck",),
+    "index": ("index",),
     "gc": ("gc",),
     "history": ("best", "bisect", "list_models", "list_versions", "log"),
     "inspect": ("check", "describe_file", "show", "status"),
@@ -75,10 +90,12 @@ _ROOMS = {
     "nearest": ("similar",),
     "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),
+    "stages": ("check_stage_of", "demote", "promote", "rollback_stage", "stages"),
     "tables": ("blame", "compare_versions"),
+    "tags": ("tag",),
     "track": ("add", "mv", "refresh", "rm"),
     "transfer": ("pull", "push"),
-    "versions": ("load", "rollback", "tag"),
+    "versions": ("load", "rollback"),
 }
 
 
@@ -87,3 +104,14 @@ def __getattr__(name: str) -> Any:
         if name in verbs:
             return getattr(import_module(f"dvc_modelver.api.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Verbs(ModuleType):
+    """Keeps ``api.scan`` the verb: the import system would put the module of the same name there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Verbs

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dvc_modelver.checks import check_commits
-from dvc_modelver.errors import EnvironmentFailed, ModelverError, UsageError, word
-from dvc_modelver.metadata import table_path
+from dvc_modelver.errors import (
+    BadMetadataError,
+    EnvironmentFailed,
+    ModelverError,
+    NotFoundError,
+    ObjectCorrupt,
+    UsageError,
+    word,
+)
+from dvc_modelver.metadata import METADATA_SUFFIX, find_model_path
 from dvc_modelver.progress import ProgressLine
-from dvc_modelver.repository import Repository
+from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
@@ -23,6 +31,7 @@ from dvc_modelver.store.lock import held
 from dvc_modelver.store.objects import MAX_LISTING_BYTES
 from dvc_modelver.store.remotes import Remote
 from dvc_modelver.transfer import Wanted, all_tips, objects_of_commits
+from dvc_modelver.worktree.agreement import find_contradictions
 
 Say = Callable[[str], None]
 Source = Callable[[], BinaryIO]
@@ -81,7 +90,7 @@ def fsck(
     Args:
         remote: Ask the DVC remotes as well: each object must be there, and have the size that it has here.
         everything: All commits that a ref or a stash reaches rather than HEAD's files.
-        deep: Read what the remotes have, and hash it.
+        deep: Read what the remotes have, and hash it; measure the values of cached models anew.
         repair: Bring back what is lost or damaged from work trees, caches and other remotes, verified by md5.
         say: Takes lines for the user.
         folder: Anywhere in the work tree.
@@ -94,21 +103,63 @@ def fsck(
     result = Fsck()
     for file, err in repo.unreadable(repo.work_tree).items():
         result.add(str(err), err.hint or f"git checkout HEAD -- {word(file)}")
-    for model in repo.models(repo.work_tree):
-        metadata, table = model.metadata, repo.work_tree.read(table_path(model.path))
-        if model.problem or (metadata is not None and not metadata.is_table(table)):
-            line = model.problem or f"{model.path}: the tensor table is not the metadata's"
-            result.add(line, f"modelver refresh {word(model.path)}")
+    _check_files(repo, result, deep=deep)
+    if everything:
+        _check_history(repo, result, deep=deep)
+    options = {"--remote": remote, "--deep": deep, "--all": everything, "--repair": True}
+    hint = " ".join(["modelver fsck", *(option for option, given in options.items() if given)])
     with held(repo.layout.common_dir / "modelver", say, alone=False):
         groups: dict[tuple[Path, str | None, bool], list[Wanted]] = {}
         for item in _wanted(repo, everything=everything):
             key = (repo.dvc_root(item.pointer.file), item.pointer.remote, item.pointer.legacy)
             groups.setdefault(key, []).append(item)
         for (root, name, legacy), items in groups.items():
-            checker = _Checker(repo, root, name, result, legacy=legacy, asking=remote or deep, deep=deep)
+            checker = _Checker(repo, root, name, result, hint, legacy=legacy, asking=remote or deep, deep=deep)
             checker.check(items, repair=repair)
     _check_metadata(repo, result)
     return result
+
+
+def _check_files(repo: Repository, result: Fsck, *, deep: bool) -> None:
+    """Compare what the work tree's metadata and tables say with pointers and objects."""
+    for model in repo.models(repo.work_tree):
+        mend = f"modelver refresh {word(model.path)}"
+        if model.problem:
+            result.add(model.problem, mend)
+        for one in _contradictions(repo, repo.work_tree, model, deep=deep):
+            result.add(one, mend)
+
+
+def _check_history(repo: Repository, result: Fsck, *, deep: bool) -> None:
+    """Do the same for each metadata file of history, once, where a commit brought it in."""
+    seen: set[tuple[str, str]] = set()
+    args = ("--diff-filter=AM", "--diff-merges=first-parent", *all_tips(repo), "--", f"*{METADATA_SUFFIX}")
+    for commit, change in repo.git.iter_changes(*args):
+        path = find_model_path(change.path)
+        if path is None or (path, change.new_oid) in seen:
+            continue
+        seen.add((path, change.new_oid))
+        view = CommitView(commit, repo.objects)
+        model = _model_at(repo, view, path)
+        for line in _contradictions(repo, view, model, deep=deep) if model is not None else ():
+            result.add(f"{commit[:8]}: {line}", f"git show {commit[:8]}; modelver refresh mends the newest alone")
+
+
+def _model_at(repo: Repository, view: View, path: str) -> TrackedModel | None:
+    try:
+        beside = repo.pointers_in(view, f"{path}.dvc")
+        pointer = next((p for p in beside or repo.pointers(view) if p.path == path), None)
+        metadata = repo.metadata(view, path)
+    except (BadMetadataError, NotFoundError):
+        return None  # what cannot be read is named by check
+    return None if pointer is None or metadata is None else TrackedModel(metadata.model.name, path, pointer, metadata)
+
+
+def _contradictions(repo: Repository, view: View, model: TrackedModel, *, deep: bool) -> list[str]:
+    try:
+        return [one.line for one in find_contradictions(repo, view, model, deep=deep)]
+    except (ObjectCorrupt, NotFoundError):
+        return []  # the objects are looked at one by one, and blobs by git fsck
 
 
 def _wanted(repo: Repository, *, everything: bool) -> list[Wanted]:
@@ -147,11 +198,13 @@ class _Checker:
     """Checks the outputs of one DVC repository that have one remote and one layout."""
 
     def __init__(
-        self, repo: Repository, root: Path, name: str | None, result: Fsck, *, legacy: bool, asking: bool, deep: bool
-    ) -> None:
+        self, repo: Repository, root: Path, name: str | None, result: Fsck, hint: str, *,
+        legacy: bool, asking: bool, deep: bool,
+    ) -> None:  # fmt: skip
         self.repo, self.root, self.name, self.result = repo, root, name, result
         self.legacy, self.asking, self.deep = legacy, asking, deep
         self.cache = Cache(read_dvc_settings(root))
+        self.repair_hint = hint
         self._remote: Remote | None = None
         self._lines: dict[tuple[str, str, str, str], list[_Part]] = {}
 
@@ -243,19 +296,19 @@ class _Checker:
 
     def _judge(self, part: _Part, cached: str, sizes: dict[str, int], whole_there: set[str]) -> None:
         if cached == "damaged":
-            self._add(part, "{} in the cache with other bytes than its name says", "modelver fsck --all --repair")
+            self._add(part, "{} in the cache with other bytes than its name says", self.repair_hint)
         elif cached == "absent" and part.md5 not in whole_there:
             if self._is_in_work_tree(part):
-                self._add(part, "{} in the work tree alone, not in the cache", "modelver fsck --repair")
+                self._add(part, "{} in the work tree alone, not in the cache", self.repair_hint)
             elif part.md5 in sizes:
                 self._add(part, f"{{}} on {self.remote.url} with other bytes, and not in the cache", _LOST_HINT)
             else:
                 self._add(part, "{} neither in the cache nor on the remote", _LOST_HINT)
         elif self.asking and part.item.pointer.push and part.md5 not in whole_there:
             if part.md5 in sizes:
-                self._add(part, f"{{}} on {self.remote.url} with other bytes", "modelver fsck --remote --repair")
+                self._add(part, f"{{}} on {self.remote.url} with other bytes", self.repair_hint)
             else:
-                self._add(part, f"{{}} not on {self.remote.url}", "modelver fsck --remote --repair; or modelver push")
+                self._add(part, f"{{}} not on {self.remote.url}", self.repair_hint)
 
     def _is_in_work_tree(self, part: _Part) -> bool:
         file = self.repo.top / part.path

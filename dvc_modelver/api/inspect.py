@@ -21,9 +21,13 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
+from dvc_modelver.registry.evaluations import Evaluation, read_evaluations
 from dvc_modelver.registry.history import ModelHistory
+from dvc_modelver.registry.notes import EVALUATIONS_REF, unsent
+from dvc_modelver.registry.sharing import find_remote
+from dvc_modelver.registry.signatures import Signature, verify_tag
 from dvc_modelver.registry.tags import ModelTag, read_tags
-from dvc_modelver.repository import Repository, TrackedModel
+from dvc_modelver.repository import CommitView, Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.transfer import objects_of_commits
@@ -33,6 +37,7 @@ from dvc_modelver.worktree.merge_files import kept_ours
 from dvc_modelver.worktree.safety import check_models
 from dvc_modelver.worktree.state import read_state
 from dvc_modelver.worktree.sync import Seen, look
+from dvc_modelver.worktree.unpushed import find_unpushed
 
 Say = Callable[[str], None]
 
@@ -42,7 +47,7 @@ class ModelStatus:
     """One model that is not simply committed and pushed, or what keeps all of them from being so.
 
     Attributes:
-        path: The model, or the pointer file that cannot be read; ``.`` for the whole repository.
+        path: The model, or the pointer file that cannot be read, or a tag; ``.`` for the whole repository.
         state: ``retrained``, ``staged``, ``behind``, ``missing``, ``conflict``, ``unreadable``, ``undescribed``,
             ``untracked``, ``hidden``, ``skipped`` (committed without the hooks), ``refused`` (``git push`` would) or
             ``unpushed``.
@@ -134,6 +139,16 @@ def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
         return
     for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
         yield ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
+    for ref in unsent(repo.objects):
+        what = "evaluations" if ref == EVALUATIONS_REF else "backfilled metadata"
+        yield ModelStatus(ref, "unpushed", f"{what} that no remote has", "git push")
+    remote = find_remote(repo.git)
+    for made in find_unpushed(repo):
+        if made.taken:
+            fix = f"git tag -d {word(made.tag)} && git fetch --tags {remote}"
+            yield ModelStatus(made.tag, "refused", f"{remote} has another tag of that name", fix)
+        else:
+            yield ModelStatus(made.tag, "unpushed", "this tag is only here", f"git push {remote} {word(made.tag)}")
 
 
 def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set[str]) -> ModelStatus | None:
@@ -168,7 +183,7 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set
         return ModelStatus(path, "untracked", "described, not staged", f"modelver add {word(path)}")
     if model.metadata.md5.encode() not in staged:
         return ModelStatus(path, "retrained", f"{_was(seen)}, not staged", "git commit -a")
-    head = repo.metadata(repo.at("HEAD"), path) if repo.head is not None else None
+    head = repo.metadata(CommitView(repo.head, repo.objects), path) if repo.head is not None else None
     if head is None or head.md5 != model.metadata.md5:
         return ModelStatus(path, "staged", f"version {model.metadata.version.number}", "git commit")
     return None
@@ -202,8 +217,10 @@ class Shown:
     """One version's card.
 
     Attributes:
+        evaluations: Results that were measured after the commit, oldest first.
         labels: From ``artifacts:`` of dvc.yaml; likewise `description`.
         tags: Tags of this version.
+        signatures: What Git says of those that are signed.
     """
 
     model: TrackedModel
@@ -213,6 +230,8 @@ class Shown:
     tags: tuple[ModelTag, ...]
     description: str = ""
     labels: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    signatures: tuple[Signature, ...] = ()
 
 
 def show(
@@ -244,6 +263,8 @@ def show(
         tags=tuple(tags),
         description=str(entry.get("desc") or ""),
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+        evaluations=tuple(read_evaluations(opened.objects, [chosen.metadata.md5]).get(chosen.metadata.md5, ())),
+        signatures=tuple(verify_tag(opened.git, tag.tag) for tag in tags if tag.signed),
     )
 
 

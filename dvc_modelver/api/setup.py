@@ -14,7 +14,9 @@ from dvc_modelver.errors import EnvironmentFailed, ModelverError, UsageError
 from dvc_modelver.formats import known_suffixes
 from dvc_modelver.git import attributes, config, hooks
 from dvc_modelver.git.layout import Layout, find_layout, is_inside_repository
+from dvc_modelver.git.notes_transport import add_refspec, lacking, refspec, remove_refspecs
 from dvc_modelver.git.porcelain import Git
+from dvc_modelver.registry.notes import PATTERN
 from dvc_modelver.repository import Repository
 from dvc_modelver.resources import PROBE, START, read_template
 from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE
@@ -196,6 +198,7 @@ def install(folder: str | Path = ".", *, fsmonitor: bool | None = None, with_hoo
     for key, value in driver_settings().items():
         steps.append(Step(_MEANING[key], key, config.set_local(git, key, value)))
     steps.append(_set_fsmonitor(git, fsmonitor))
+    steps += _fetch_notes_too(repo)
     steps.append(_write_attributes(repo))
     steps.append(_write_clone_attributes(layout))
     with locked(layout.state_dir):
@@ -230,6 +233,16 @@ def _set_fsmonitor(git: Git, wanted: bool | None) -> Step:
         )
     config.set_local(git, "core.fsmonitorHookVersion", "2")
     return Step("git status sees retrained models", FSMONITOR, config.set_local(git, FSMONITOR, fsmonitor_line()))
+
+
+def _fetch_notes_too(repo: Repository) -> list[Step]:
+    """Have ``git fetch`` bring evaluations from every remote; one that is added later gets it at its first push."""
+    new = lacking(repo.objects, PATTERN)
+    for name in new:
+        add_refspec(repo.git, name, PATTERN)
+    known = [name for name, specs in repo.objects.remotes().items() if refspec(name, PATTERN) in specs]
+    what = "git fetch brings evaluations"
+    return [Step(what, f"remote.{name}.fetch", name in new) for name in dict.fromkeys([*known, *new])]
 
 
 def _write_attributes(repo: Repository) -> Step:
@@ -276,6 +289,8 @@ def uninstall(folder: str | Path = ".") -> list[Step]:
         config.unset_local(git, FSMONITOR)
         config.unset_local(git, "core.fsmonitorHookVersion")
         steps.append(Step("setting", FSMONITOR))
+    for name in remove_refspecs(git, repo.objects, PATTERN):
+        steps.append(Step("setting", f"remote.{name}.fetch"))
     step = _write_clone_attributes(repo.layout, "")
     steps += [step] if step.changed else []
     remove(repo.layout.state_dir / MERGES)
@@ -337,7 +352,8 @@ def doctor(folder: str | Path = ".") -> list[Finding]:
         Finding("git", repo.git.text("version").removeprefix("git version "), "PATH"),
         Finding("python", sys.executable, "this program"),
     ]
-    for part in (_check_hooks, _check_drivers, _check_attributes, _check_dvc, _check_settings, _check_models):
+    parts = (_check_hooks, _check_drivers, _check_remotes, _check_attributes, _check_dvc, _check_settings)
+    for part in (*parts, _check_models):
         found += _guarded_check(part, repo)
     return found
 
@@ -389,6 +405,16 @@ def _check_drivers(repo: Repository) -> list[Finding]:
         origin = "" if now is None else now.origin
         found.append(Finding(FSMONITOR, f"{value}: after training, run modelver add -u", origin))
     return found
+
+
+def _check_remotes(repo: Repository) -> list[Finding]:
+    without, origin = lacking(repo.objects, PATTERN), str(repo.layout.common_dir / "config")
+    brings, later = "git fetch brings evaluations", "without evaluations until the first git push or modelver install"
+    return [
+        Finding(f"remote.{name}.fetch", later if name in without else brings, origin)
+        for name, specs in repo.objects.remotes().items()
+        if specs
+    ]
 
 
 def _check_attributes(repo: Repository) -> list[Finding]:

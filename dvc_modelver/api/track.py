@@ -406,7 +406,7 @@ def _refresh(repo: Repository, tracker: Tracker, model: TrackedModel, facts: Tra
     gathered = gather_training(repo.work_tree.read, pointer, repo.settings)
     hashes = cache.hash_object(md5, legacy=pointer.legacy)
     made = tracker.track(
-        model.path, hashes, pointer, facts=old.merged_with(gathered).merged_with(facts), name=model.name
+        model.path, hashes, pointer, facts=old.merged_with(gathered).merged_with(facts), name=model.name, anew=True
     )
     return made.metadata
 

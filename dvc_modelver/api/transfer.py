@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.errors import BadMetadataError, EnvironmentFailed
+from dvc_modelver.registry.notes import bring, send
+from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.repository import Repository
 from dvc_modelver.transfer import Upload, Wanted, all_tips, fetch, objects_of_commits, upload
 from dvc_modelver.worktree.law import Action
@@ -24,6 +26,8 @@ def push(
     folder: Path | None = None,
 ) -> list[Upload]:
     """Upload the objects of HEAD and of commits that no Git remote has; `git push` does this by itself.
+
+    Evaluations go to the Git remote.
 
     Args:
         everything: The objects of all commits that a ref or a stash reaches.
@@ -48,7 +52,17 @@ def push(
         if pointer.md5 and pointer.cache and pointer.push:
             item = Wanted(pointer)
             wanted.setdefault(item.key, item)
-    return upload(repo, wanted.values(), say, remote_name=remote)
+    done = upload(repo, wanted.values(), say, remote_name=remote)
+    if (name := find_remote(repo.git)) is not None:
+        _warned(lambda: send(repo.git, repo.objects, name), "evaluations and other notes stay here", say)
+    return done
+
+
+def _warned(act: Callable[[], object], what: str, say: Say) -> None:
+    try:
+        act()
+    except EnvironmentFailed as err:
+        say(f"warning: {what}: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
 
 
 @dataclass
@@ -71,6 +85,8 @@ class Pulled:
 def pull(*names: str, force: bool = False, say: Say = lambda _line: None, folder: Path | None = None) -> Pulled:
     """Give the work tree the weights that its pointers name, from cache or remote, verified by md5.
 
+    Evaluations are fetched from the Git remote.
+
     Args:
         names: Models, by name or path; all by default.
         force: Also where the model on disk has weights of its own; those go into the cache first.
@@ -82,6 +98,7 @@ def pull(*names: str, force: bool = False, say: Say = lambda _line: None, folder
     """
     repo = Repository.open(folder)
     repo.dvc_root()
+    _warned(lambda: bring(repo.git), "no evaluations were fetched", say)
     only = [repo.find_model(repo.work_tree, name).path for name in names] or None
     done = Pulled(failed={} if only else {f: _one_line(f, err) for f, err in repo.unreadable(repo.work_tree).items()})
     with locked(repo.layout.state_dir):

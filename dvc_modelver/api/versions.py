@@ -1,4 +1,4 @@
-"""tag, rollback, load: names for versions, and getting one back."""
+"""rollback, load: getting a version back."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dvc_modelver.api.compare import diff
 from dvc_modelver.api.select import Selected, find_known, select, split_reference
-from dvc_modelver.errors import EnvironmentFailed, NotFoundError, ObjectMissing, RefusedError, UsageError, word
-from dvc_modelver.git.porcelain import GitFailed
+from dvc_modelver.errors import NotFoundError, ObjectMissing, UsageError, word
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
 from dvc_modelver.pipeline import flatten
 from dvc_modelver.registry.history import Version, iter_versions
-from dvc_modelver.registry.tags import bumped, check_name, create_tag, read_tags, version_key, versions_of
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.pointers import Pointer, read_lock_stage, replace_lock_stage, write_pointer
 from dvc_modelver.transfer import Wanted, fetch
@@ -23,133 +20,6 @@ from dvc_modelver.worktree.sync import Keeper, path_in_file, read_pointer_text, 
 from dvc_modelver.worktree.track import Tracker
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """A tag that was made.
-
-    Attributes:
-        reason: What the level of an automatic bump follows from; empty otherwise.
-        declared: Whether dvc.yaml has the model's ``artifacts:`` entry, which ``dvc artifacts get`` needs.
-        is_first: Whether it is the model's first version tag.
-    """
-
-    tag: str
-    commit: str
-    reason: str
-    declared: bool
-    is_first: bool
-    path: str
-
-
-def tag(
-    name: str,
-    version: str | None = None,
-    rev: str = "HEAD",
-    *,
-    bump: str | None = None,
-    push: bool = False,
-    sign: bool = False,
-    folder: Path | None = None,
-) -> Tagged:
-    """Give a committed version its semantic version, as an annotated tag that GTO reads.
-
-    Args:
-        name: The model's name or path.
-        version: Like ``v1.2.0``.
-        rev: The commit that has the version.
-        bump: ``major``, ``minor``, ``patch``, or ``auto``: the level that follows from the measured change.
-        push: Push the tag to the branch's remote as well.
-        sign: Sign it, as ``git tag --sign`` does.
-        folder: Anywhere in the work tree.
-
-    Raises:
-        UsageError: Neither or both of `version` and `bump`, or the tag is there already.
-        NotFoundError: No such model, or no metadata at `rev`.
-        RefusedError: An automatic bump, and nothing changed since the last version.
-    """
-    if (version is None) == (bump is None):
-        raise UsageError(
-            "modelver tag: expected a version like v1.0.0, or --bump", hint=f"modelver tag {name} --bump auto"
-        )
-    repo = Repository.open(folder)
-    commit = repo.git.commit_of(rev)
-    model = repo.find_model(repo.at(commit), name)
-    check_name(model.name)
-    if model.metadata is None:
-        raise NotFoundError(f"{rev}: has no metadata of {model.path}", hint=f"modelver add {word(model.path)}")
-    tags = versions_of(read_tags(repo.git, model.name))
-    latest = tags[-1] if tags else None
-    reason = ""
-    if bump is not None:
-        if bump == "auto" and latest is not None:
-            bump, reason = _measured_level(model.path, latest.commit, commit, model.metadata, repo)
-        elif bump == "auto":
-            bump, reason = "major", "the first version"
-        version = bumped(latest.version if latest else None, bump)
-    assert version is not None
-    version = "v" + version.removeprefix("v")
-    version_key(version)
-    here = [t.tag for t in tags if t.commit == commit]
-    if here:
-        raise UsageError(
-            f"{commit[:8]}: is {here[-1]} already, and GTO reads one version per commit", hint=f"git show {here[-1]}"
-        )
-    label = f"{model.name}@{version}"
-    record = {
-        "schema": "modelver.tag/1", "path": model.path, "md5": model.metadata.md5,
-        "number": model.metadata.version.number, "parameters_digest": model.metadata.model.parameters_digest,
-    }  # fmt: skip
-    create_tag(
-        repo.git,
-        label,
-        commit,
-        f"{model.name} {version}",
-        {k: v for k, v in record.items() if v is not None},
-        sign=sign,
-    )
-    if push:
-        push_tag(repo, label)
-    declared = repo.declared_name(repo.at(commit), model.path) is not None
-    return Tagged(label, commit, reason, declared, latest is None, model.path)
-
-
-def _measured_level(path: str, old: str, new: str, metadata: ModelMetadata, repo: Repository) -> tuple[str, str]:
-    """Give the level of an automatic bump and the measured facts that it follows from."""
-    found = diff(old, new, repo.top / path, folder=repo.top)
-    change = found[0] if found else None
-    if change is None or change.kind == "identical":
-        if _training_at(repo, old, path) == metadata.training:
-            raise RefusedError(f"{path}: nothing changed since the last version", hint="git status")
-        return "patch", "same weights, other metadata"
-    if change.kind == "architecture":
-        return "major", change.reason
-    if change.kind in ("metadata-only", "conversion"):
-        return "patch", change.reason
-    l2 = f"; relative L2 {change.relative_l2:.3g}" if change.relative_l2 is not None else ""
-    return "minor", change.reason + l2
-
-
-def _training_at(repo: Repository, commit: str, path: str) -> object:
-    metadata = repo.metadata(repo.at(commit), path)
-    return metadata.training if metadata is not None else None
-
-
-def push_tag(repo: Repository, label: str) -> None:
-    """Push one tag to the remote of the current branch, else to origin.
-
-    Raises:
-        EnvironmentFailed: Git could not push it.
-    """
-    code, out = repo.git.run_for_code(
-        "config", f"branch.{repo.git.text('branch', '--show-current')}.remote", codes=(0, 1)
-    )
-    remote = out.decode().strip() if code == 0 else "origin"
-    try:
-        repo.git.run("push", "--quiet", remote, f"refs/tags/{label}", env={"MODELVER_SKIP": ""})
-    except GitFailed as err:
-        raise EnvironmentFailed(f"{label}: tagged here, not pushed: {err}", hint=f"git push {remote} {label}") from err
 
 
 @dataclass(frozen=True)
@@ -228,7 +98,7 @@ def _older_hint(repo: Repository, path: str) -> str:
 def _restore(repo: Repository, chosen: Selected, path: str, current: ModelMetadata | None, say: Say) -> RolledBack:
     md5, then = chosen.metadata.md5, chosen.model.path
     pointer = replace(chosen.pointer, md5=md5)
-    _have_object(repo, pointer, say)
+    have_object(repo, pointer, say)
     keeper = Keeper(repo, say)
     tracker = Tracker(keeper)
     file = repo.top / path
@@ -278,7 +148,12 @@ def _known_md5s(repo: Repository, path: str) -> set[str]:
     return {v.metadata.md5 for v in iter_versions(repo.git, repo.objects, path, "--all")}
 
 
-def _have_object(repo: Repository, pointer: Pointer, say: Say) -> None:
+def have_object(repo: Repository, pointer: Pointer, say: Say) -> None:
+    """Let the cache have what a pointer names, from the remote where need be.
+
+    Raises:
+        ObjectMissing: It is in neither.
+    """
     md5 = pointer.md5 or ""
     if repo.cache(pointer.path).has(md5, legacy=pointer.legacy):
         return
@@ -340,7 +215,7 @@ def load(
         target = target / posixpath.basename(pointer.path)
     if target.exists() and not force:
         raise UsageError(f"{target}: is there already", hint=f"modelver load {reference} -o {word(target)} --force")
-    _have_object(repo, pointer, say)
+    have_object(repo, pointer, say)
     cache = repo.cache(pointer.path)
     target.parent.mkdir(parents=True, exist_ok=True)
     inside = repo.repo_path(target)

@@ -14,7 +14,7 @@ from typer.models import CommandInfo
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards, exchange, history, lineage, objects, reports
+from dvc_modelver.cli import cards, evaluations, exchange, history, lineage, objects, reports, stages
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
@@ -273,22 +273,6 @@ def status(json: JsonFlag = False) -> None:
 
 
 @app.command()
-def check(
-    range_: Annotated[
-        str | None, typer.Argument(metavar="[REV..REV]", help="Commits to check; HEAD by default.")
-    ] = None,
-    json: JsonFlag = False,
-) -> int:
-    """Check commits as the hooks do; exit 1 when something would be refused."""
-    problems = api.check(range_)
-    if json:
-        emit_json(cards.check_document(problems))
-    else:
-        emit_lines(cards.check_lines(problems))
-    return int(any(p.refuses for p in problems))
-
-
-@app.command()
 def mv(
     old: Annotated[str, typer.Argument(help="Model, by name or path.")],
     new: Annotated[str, typer.Argument(help="New path, or a folder.")],
@@ -438,48 +422,7 @@ def merge_file(
 # Versions
 
 
-@app.command()
-def tag(
-    name: Annotated[str, typer.Argument(help="Model, by name or path.")],
-    version: Annotated[str | None, typer.Argument(help="Like v1.2.0.")] = None,
-    rev: Annotated[str, typer.Argument(help="Commit to tag.")] = "HEAD",
-    bump: Annotated[str | None, typer.Option(help="major, minor, patch, or auto: as the measured change says.")] = None,
-    push: Annotated[bool, typer.Option("--push", help="Push the tag as well.")] = False,
-    sign: Annotated[bool, typer.Option("--sign", help="Sign the tag.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Give a committed version its semantic version."""
-    if version is not None and bump is not None and rev == "HEAD":
-        rev, version = version, None  # modelver tag NAME REV --bump LEVEL
-    made = api.tag(name, version, rev, bump=bump, push=push, sign=sign)
-    if json:
-        emit_json({"tag": made.tag, "commit": made.commit, "reason": made.reason or None})
-        return
-    emit_lines([f"{made.tag} at {made.commit[:8]}" + (f": {made.reason}" if made.reason else "")])
-    if made.is_first and not made.declared:
-        label = made.tag.partition("@")[0]
-        say(f"hint: modelver add {made.path} --name {label} makes it known to 'dvc artifacts get' as well")
-
-
-@app.command()
-def rollback(
-    name: Annotated[str, typer.Argument(help="Model, by name or path.")],
-    version: Annotated[str | None, typer.Argument(help="Version to restore; the one before by default.")] = None,
-    json: JsonFlag = False,
-) -> None:
-    """Restore an earlier version's weights, pointer and metadata, staged and ready to commit."""
-    done = api.rollback(name, version, say=say)
-    if json:
-        emit_json(
-            {
-                "path": done.path,
-                "md5": done.new.md5,
-                "number": done.new.version.number,
-                "differs": list(done.moved),
-            }
-        )
-        return
-    emit_lines(cards.rollback_lines(done))
+stages.register(app)
 
 
 @app.command()
@@ -494,6 +437,7 @@ def load(
     emit_json({"path": path}) if json else emit_lines([path])
 
 
+evaluations.register(app)
 lineage.register(app)
 exchange.register(app)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dvc_modelver.checks import Problem
     from dvc_modelver.fingerprint.row import TensorRow
     from dvc_modelver.metadata import ModelMetadata, TensorTable
+    from dvc_modelver.registry.evaluations import Evaluation
 
 _HOW_MANY = 12
 """Lines of a list that a person reads before asking for all."""
@@ -225,7 +226,9 @@ class VersionCard:
         s = self.shown
         extra = {
             "commit": s.commit or None, "tags": [t.tag for t in s.tags],
+            "signatures": [asdict(one) for one in s.signatures],
             "description": s.description or None, "labels": list(s.labels),
+            "evaluations": [one.to_dict() for one in s.evaluations],
         }  # fmt: skip
         return s.metadata.to_dict() | extra
 
@@ -247,6 +250,9 @@ class VersionCard:
         facts += [("md5", m.md5), ("sha256", m.sha256 or "")]
         if s.commit:
             facts.append(("commit", s.commit[:12]))
+        for one in s.signatures:
+            said = " ".join(filter(None, (one.signer, f"({one.detail})" if one.detail else "")))
+            facts.append(("signature", f"{one.tag}: {one.state} {said}".rstrip()))
         if s.metadata.version.update == "merge":
             facts.append(("merged from", " and ".join(md5[:8] for md5 in s.metadata.version.parents)))
         if s.metadata.change is not None:
@@ -256,6 +262,7 @@ class VersionCard:
             facts.append(("change", f"{c.kind} from {c.from_[:8]}{l2}{cosine}"))
         lines += [f"  {name:<13}{value}" for name, value in facts if value]
         lines += _training_lines(s.metadata)
+        lines += evaluation_lines(s.evaluations)
         return [*lines, *_tensor_lines(s.table, all_tensors), *_structure_lines(s.table, all_tensors)]
 
 
@@ -274,6 +281,17 @@ def _training_lines(metadata: ModelMetadata) -> list[str]:
         lines += ["  data", *(f"    {d.get('path')}  {str(d.get('md5', ''))[:8]}" for d in t.data)]
     if t.stage:
         lines.append(f"  {'stage':<13}{t.stage}: {t.command or ''}")
+    return lines
+
+
+def evaluation_lines(found: Sequence[Evaluation]) -> list[str]:
+    """Give the results that were measured after the commit, newest first, each with when, by whom and on what."""
+    lines = ["  evaluations"] if found else []
+    for one in reversed(found):
+        values = ", ".join(f"{name} = {_number(value)}" for name, value in sorted(one.metrics.items()))
+        on = ", ".join(str(row.get("path") or row["md5"][:8]) for row in one.data)
+        origin = [one.time[:16].replace("T", " "), f"by {one.by}" if one.by else "", f"on {on}" if on else ""]
+        lines.append(f"    {values}  ({', '.join(part for part in [*origin, one.source] if part)})")
     return lines
 
 

@@ -75,7 +75,9 @@ def _pull_lines(done: Pulled) -> list[str]:
 def fsck(
     remote: Annotated[bool, typer.Option("--remote", help="Ask the DVC remotes as well.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="All commits that a ref or a stash reaches.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Hash what the remotes have; implies --remote.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Measure models anew, and hash what the remotes have, too.")
+    ] = False,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Bring back lost and damaged objects from work trees, caches, other remotes."),

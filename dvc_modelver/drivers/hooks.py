@@ -161,10 +161,12 @@ def pushed_refs(repo: Repository) -> list[str]:
 def _pre_push(repo: Repository, args: list[str]) -> None:
     from dvc_modelver.checks import check_commits
     from dvc_modelver.transfer import known_refs, objects_of_commits, upload
+    from dvc_modelver.worktree.unpushed import note_sent
 
     remote = args[0] if args else os.environ.get("PRE_COMMIT_REMOTE_NAME", "origin")
     wanted: dict[tuple[object, ...], Wanted] = {}
-    for line in pushed_refs(repo):
+    refs = pushed_refs(repo)
+    for line in refs:
         fields = line.split(" ")
         if len(fields) != 4 or fields[1] == ZERO_OID:
             continue  # a deleted ref
@@ -181,6 +183,18 @@ def _pre_push(repo: Repository, args: list[str]) -> None:
         wanted |= {w.key: w for w in objects_of_commits(repo, fields[1], known)}
     if wanted:
         upload(repo, wanted.values(), say)
+    note_sent(repo.layout, (line.split(" ")[0].removeprefix("refs/tags/") for line in refs))
+    _send_notes(repo, remote, {line.split(" ")[2] for line in refs if line.count(" ") == 3})
+
+
+def _send_notes(repo: Repository, remote: str, pushed: set[str]) -> None:
+    """Evaluations travel along; a remote that does not take them is no reason to stop a push."""
+    from dvc_modelver.registry.notes import send
+
+    try:
+        send(repo.git, repo.objects, remote, besides=pushed)
+    except ModelverError as err:
+        say(f"warning: evaluations and other notes stay here: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
 
 
 _HOOKS: dict[str, Callable[[Repository, list[str]], None]] = {

@@ -118,7 +118,7 @@ def append_notes(
         try:
             git.run("fast-import", "--quiet", "--done", stdin=_stream(ref, tip, files, message, who))
         except GitFailed as err:
-            if objects.find_ref(ref) == tip:
+            if objects.find_ref(ref) == tip and "lock" not in err.stderr:
                 raise EnvironmentFailed(f"{ref}: {err}", hint="git fsck") from err
             continue
         return True

@@ -57,9 +57,22 @@ class ObjectReader:
         keys = [f"remote.{name}.tagopt" for name in self._repo.remotes.names() if name]
         return any(key in config and config[key] == "--no-tags" for key in keys)
 
-    def remotes(self) -> list[str]:
-        """Give the names of the remotes that are configured."""
-        return [name for name in self._repo.remotes.names() if name]
+    def is_ancestor(self, old: str, new: str) -> bool:
+        """Whether one commit is another, or in its history."""
+        import pygit2
+
+        try:
+            return old == new or self._repo.descendant_of(new, old)
+        except (ValueError, pygit2.GitError):
+            return False  # a shallow history ends before
+
+    def remotes(self) -> dict[str, list[str]]:
+        """Give the remotes that are configured: name -> what ``git fetch`` fetches from it."""
+        found = {}
+        for name in self._repo.remotes.names():
+            if name:
+                found[name] = [spec for spec in self._repo.remotes[name].fetch_refspecs if spec]
+        return found
 
     def read_blob(self, oid: str, max_bytes: int = 1 << 30) -> bytes:
         """Give a blob's bytes.

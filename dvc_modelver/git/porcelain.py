@@ -93,6 +93,15 @@ class Git:
         literal: bool = True,
     ) -> tuple[int, bytes]:
         """Run ``git <args>`` like `run` and give its exit code as well."""
+        code, out, err = self.run_for_all(*args, stdin=stdin, env=env, literal=literal)
+        if code not in codes:
+            raise GitFailed(args, code, err)
+        return code, out
+
+    def run_for_all(
+        self, *args: str, stdin: bytes | None = None, env: dict[str, str] | None = None, literal: bool = True
+    ) -> tuple[int, bytes, str]:
+        """Run ``git <args>`` like `run` and give its exit code, whichever, and what it wrote on both streams."""
         command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotepath=false"]
         command += [*["--literal-pathspecs"] * literal, *args]
         try:
@@ -104,10 +113,7 @@ class Git:
             if self.folder.is_dir():
                 raise EnvironmentFailed("git: program not found", hint="install Git 2.36 or newer") from err
             raise
-        code, out = done.returncode, done.stdout
-        if code not in codes:
-            raise GitFailed(args, code, done.stderr.decode("utf-8", "replace"))
-        return code, out
+        return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace")
 
     def _environment(self) -> dict[str, str]:
         return {key: value for key, value in os.environ.items() if key not in self._dropped} | _ENV

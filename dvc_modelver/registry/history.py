@@ -267,7 +267,8 @@ def find_version(
                 )
             if fits:
                 return fits[0], fits[0].commit
-        raise NotFoundError(f"{name}@{wanted}: no such version in this history", hint=f"modelver log {name}")
+        if len(wanted) < 8:  # else it may be an md5 that has no letter
+            raise NotFoundError(f"{name}@{wanted}: no such version in this history", hint=f"modelver log {name}")
     if re.fullmatch(r"[0-9a-f]{8,32}(\.dir)?", wanted):
         for rev in ("HEAD", "--all"):
             for version in history.versions(rev):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from dvc_modelver.diff.changes import Side
 from dvc_modelver.diff.compare import compare
@@ -103,7 +103,7 @@ def read_contents(
 
     with ExitStack() as stack:
         # Opened before there are threads: a reader may list a file in a process of its own.
-        reader, warning = _open(file, name, beside, stack)
+        reader, warning = open_model(file, name, beside, stack)
         hashing = threading.Thread(target=run)
         if hashes is None:
             hashing.start()
@@ -120,7 +120,7 @@ def read_contents(
     return Contents(result, reader.format, reader.framework, replace(table, md5=result.md5))
 
 
-def _open(file: Path | Folder, name: str, beside: Folder | None, stack: ExitStack) -> tuple[Reader | None, str]:
+def open_model(file: Path | Folder, name: str, beside: Folder | None, stack: ExitStack) -> tuple[Reader | None, str]:
     """Give a reader that is closed with `stack`, or why there is none; nothing is to be said of unknown formats."""
     try:
         if isinstance(file, Path) and not file.is_dir():
@@ -137,7 +137,7 @@ def find_defect(file: Path, name: str) -> str:
     """Give why a model cannot be opened; empty where it can, or is not there."""
     with ExitStack() as stack:
         try:
-            return _open(file, name, None, stack)[1]
+            return open_model(file, name, None, stack)[1]
         except OSError:
             return ""
 
@@ -165,6 +165,7 @@ def describe(
     facts: TrainingFacts | None = None,
     declared_by: str | None = None,
     name: str | None = None,
+    anew: bool = False,
 ) -> Description:
     """Give the metadata and table of a version.
 
@@ -179,15 +180,35 @@ def describe(
         facts: What the user declared; wins over what was gathered.
         declared_by: ``user`` for an out of a pipeline that was changed outside it.
         name: The model's name; chosen when not given.
+        anew: Believe the bytes rather than what history says of them.
     """
     known = find_version(repo, path, contents.hashes.md5)
     facts = facts or TrainingFacts()
+    if known is not None and anew:
+        known = _measured_anew(known, contents)
     if known is not None:
         training = known.metadata.training.merged_with(facts)
         model = replace(known.metadata.model, name=name or known.metadata.model.name)
         return Description(replace(known.metadata, training=training, model=model), known.table, contents.warning)
-
     parents = parent_versions(repo, path)
+    return describe_as(
+        repo, path, contents, parents, view=view, pointer=pointer, facts=facts, declared_by=declared_by, name=name
+    )
+
+
+def describe_as(
+    repo: Repository,
+    path: str,
+    contents: Contents,
+    parents: Sequence[KnownVersion],
+    *,
+    view: View,
+    pointer: Pointer | None,
+    facts: TrainingFacts | None = None,
+    declared_by: str | None = None,
+    name: str | None = None,
+) -> Description:
+    """Give the metadata and table of a new version that was made from `parents`; the rest as for `describe`."""
     table = contents.table.render() if contents.table is not None else None
     from_pipeline = pointer is not None and pointer.kind == "lock" and pointer.md5 == contents.hashes.md5
     gathered = gather_training(
@@ -198,14 +219,8 @@ def describe(
     model = ModelFacts(
         name=name or repo.declared_name(view, path) or (first.model.name if first else repo.new_name(view, path)),
         path=path,
-        format=contents.format,
-        framework=contents.framework,
-        bytes_=contents.hashes.size,
-        md5=contents.hashes.md5,
-        sha256=contents.hashes.sha256 or None,
-        tensors_digest=table_digest(table) if table is not None else None,
         extra=first.model.extra if first else {},
-        **(summarise(contents.table.rows) if contents.table is not None else {}),
+        **_measured_facts(contents, table),
     )
     update = "initial" if change is None else _UPDATE_OF_KIND.get(change.kind, "fine-tune")
     version = VersionFacts(
@@ -214,7 +229,9 @@ def describe(
         update="merge" if len(parents) > 1 else update,
         declared_by=declared_by or ("pipeline" if from_pipeline else "measured"),
     )
-    metadata = ModelMetadata(model=model, version=version, change=change, training=gathered.merged_with(facts))
+    metadata = ModelMetadata(
+        model=model, version=version, change=change, training=gathered.merged_with(facts or TrainingFacts())
+    )
     return Description(metadata, table, contents.warning)
 
 
@@ -229,6 +246,23 @@ class KnownVersion:
     def is_whole(self) -> bool:
         """Whether the table is the one that the metadata names."""
         return self.metadata.is_table(self.table)
+
+
+def _measured_facts(contents: Contents, table: bytes | None) -> dict[str, Any]:
+    """Give the fields of `ModelFacts` that follow from the bytes alone."""
+    unknown = dict.fromkeys(("parameters", "n_tensors", "dtypes", "parameters_digest"))
+    return {
+        "format": contents.format, "framework": contents.framework, "bytes_": contents.hashes.size,
+        "md5": contents.hashes.md5, "sha256": contents.hashes.sha256 or None,
+        "tensors_digest": table_digest(table) if table is not None else None,
+    } | (summarise(contents.table.rows) if contents.table is not None else unknown)  # fmt: skip
+
+
+def _measured_anew(known: KnownVersion, contents: Contents) -> KnownVersion:
+    """Give a version with what its bytes say in place of what its files say of them."""
+    table = contents.table.render() if contents.table is not None else None
+    model = replace(known.metadata.model, **_measured_facts(contents, table))
+    return KnownVersion(replace(known.metadata, model=model), table)
 
 
 def describe_change(path: str, contents: Contents, parent: KnownVersion) -> ChangeFacts:
@@ -262,7 +296,7 @@ def parent_versions(repo: Repository, path: str) -> list[KnownVersion]:
 
 
 def _version_at(repo: Repository, commit: str, path: str) -> KnownVersion | None:
-    view = CommitView(commit, repo.objects)
+    view = CommitView(commit, repo.objects, repo.backfill)
     try:
         metadata = repo.metadata(view, path)
     except BadMetadataError:
@@ -274,6 +308,9 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
     """Give the version with these bytes from HEAD's history, nearest first; None when they are new."""
     if repo.head is None:
         return None
+    before = repo.backfill.by_object.get(path, {}).get(md5)
+    if before is not None:
+        return KnownVersion(before.metadata, repo.backfill.table(before.metadata))
     wanted = f'"md5": "{md5}"'.encode()
     out = repo.git.run(
         "log",

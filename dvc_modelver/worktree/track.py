@@ -70,6 +70,7 @@ class Tracker:
         facts: TrainingFacts | None = None,
         declared_by: str | None = None,
         name: str | None = None,
+        anew: bool = False,
     ) -> Description:
         """Write and stage pointer, ignore line, metadata and table for an object that is in the cache.
 
@@ -80,6 +81,7 @@ class Tracker:
             facts: What the user declared of its training.
             declared_by: Who says how it was made, when not measured.
             name: The model's name.
+            anew: Believe the bytes rather than what history says of them.
         """
         cache = self.repo.cache(path)
         stored = cache.open_folder(hashes.md5) if is_folder_oid(hashes.md5) else cache.path_of(hashes.md5)
@@ -89,7 +91,7 @@ class Tracker:
         if pointer.kind == "dvc":
             pointer = replace(pointer, md5=hashes.md5, size=hashes.size)
         made = describe(self.repo, path, contents, view=self.repo.work_tree, pointer=pointer, facts=facts,
-                        declared_by=declared_by, name=name)  # fmt: skip
+                        declared_by=declared_by, name=name, anew=anew)  # fmt: skip
         if made.warning:
             self.keeper.say(f"{made.warning}; recorded as an opaque file")
         if pointer.kind == "dvc":

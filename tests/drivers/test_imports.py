@@ -89,3 +89,13 @@ def test_the_lists_of_verbs_agree() -> None:
 
     rooms = [verb for verbs in api._ROOMS.values() for verb in verbs]
     assert sorted(rooms) == sorted(api.__all__) == sorted(dvc_modelver._VERBS)
+
+
+def test_a_verb_stays_a_verb_once_its_module_is_there() -> None:
+    import dvc_modelver
+    from dvc_modelver import api
+
+    for _ in range(2):
+        for name in api.__all__:
+            assert callable(getattr(api, name)), name
+            assert getattr(api, name) is getattr(dvc_modelver, name)

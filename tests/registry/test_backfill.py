@@ -1,0 +1,122 @@
+"""Commits that were made with DVC alone get their metadata in notes: every question is answered as if they had it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dvc_modelver import api
+from dvc_modelver.git.objects import ObjectReader
+from dvc_modelver.registry.backfill import read_backfill
+from dvc_modelver.registry.notes import METADATA_REF, TENSORS_REF
+from tests.sandbox import Sandbox
+
+MODEL, TREE = "models/net.safetensors", "out/tree.safetensors"
+LOCK = """schema: '2.0'
+stages:
+  train:
+    cmd: python train.py
+    params:
+      params.yaml:
+        lr: {lr}
+    deps:
+    - path: data.csv
+      md5: {data}
+      size: 4
+    outs:
+    - path: out/tree.safetensors
+      md5: {md5}
+      size: {size}
+      hash: md5
+"""
+YAML = (
+    "stages:\n  train:\n    cmd: python train.py\n    outs: [out/tree.safetensors]\n    metrics:\n    - scores.json\n"
+)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Sandbox:
+    """A repository of plain Git and DVC: five commits, three versions of one model, two of a pipeline's; pushed."""
+    box = Sandbox(tmp_path / "old")
+    box.path.mkdir()
+    box.git("init", "-q")
+    box.dvc("init", "-q")
+    box.write(".dvc/config", f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {tmp_path}/remote\n")
+    box.write(".gitignore", "/out/\n")
+    box.write("models/.gitignore", "/net.safetensors\n")
+    box.write("dvc.yaml", YAML)
+    for n, (seed, pipeline) in enumerate([(1, 11), (2, 11), (2, 12), (3, 12), (1, 12)]):
+        md5, size = trained(box, MODEL, seed)
+        box.write(f"{MODEL}.dvc", f"outs:\n- md5: {md5}\n  size: {size}\n  hash: md5\n  path: net.safetensors\n")
+        md5, size = trained(box, TREE, pipeline)
+        box.write("dvc.lock", LOCK.format(lr=pipeline / 100, data="d" * 32, md5=md5, size=size))
+        box.write("scores.json", json.dumps({"acc": pipeline / 20}))
+        box.write("n.txt", str(n))
+        box.git("add", ".")
+        box.git("commit", "-q", "-m", f"commit {n}")
+    assert box.dvc("status", "-q", f"{MODEL}.dvc") == ""
+    shutil.copytree(box.path / ".dvc/cache", tmp_path / "remote")
+    return box
+
+
+def trained(box: Sandbox, path: str, seed: int) -> tuple[str, int]:
+    """Write a model and its object; give md5 and size."""
+    md5, file = box.train(path, seed), box.path / path
+    target = box.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, target)
+    return md5, file.stat().st_size
+
+
+def commits(box: Sandbox) -> list[str]:
+    return box.git("rev-list", "--reverse", "HEAD").split()
+
+
+def test_it_goes_on_where_it_was_stopped_and_names_what_is_nowhere(old: Sandbox, tmp_path: Path) -> None:
+    _, second, third, *_ = commits(old)
+    text = old.git("show", f"{second}:{MODEL}.dvc")
+    md5 = text.split("md5: ")[1].split()[0]
+    places = [old.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:], tmp_path / "remote/files/md5" / md5[:2] / md5[2:]]
+    for n, file in enumerate(places):
+        file.rename(tmp_path / f"kept-{n}")
+    done = api.index(f"..{third}", folder=old.path)
+    assert sorted((m.model.path, m.version.number) for _, m in done.described) == [(MODEL, 1), (TREE, 1), (TREE, 2)]
+    result = old.run("modelver", "index", "--backfill", "HEAD", ok=False)
+    assert result.returncode == 4
+    assert f"error: {second[:8]} {MODEL}" in result.stderr
+    assert f"the version before it, {md5[:8]}, could not be described" in result.stderr  # rather than a false number
+    assert "0 versions described, 4 known already, 2 could not be" in result.stdout
+    (tmp_path / "kept-1").rename(places[1])
+    done = api.index("HEAD", folder=old.path)
+    assert [(m.model.path, m.version.number) for _, m in done.described] == [(MODEL, 2), (MODEL, 3)]
+    assert done.known == 4
+    assert not done.failed
+
+
+def test_lines_that_are_not_ours_are_left_out(old: Sandbox) -> None:
+    first = commits(old)[0]
+    api.index(first, folder=old.path)
+    text = old.git("notes", "--ref=modelver", "show", first)
+    (line,) = [one for one in text.splitlines() if MODEL in one]
+    tables = old.git("notes", "--ref=modelver-tensors", "list").split()
+    lies = [
+        "no json", "[]", line.replace("backfill/1", "backfill/9"), line.replace(MODEL, "other.pt", 1),
+        json.dumps(json.loads(line) | {"metadata": "{}"}), json.dumps(json.loads(line) | {"pointer": ["x"]}),
+    ]  # fmt: skip
+    old.git("notes", "--ref=modelver", "append", "-m", "\n".join(lies), first)
+    old.git(
+        "notes",
+        "--ref=modelver-tensors",
+        "append",
+        "-m",
+        '{"schema":"modelver.backfill-table/1","table":"x"}',
+        tables[1],
+    )
+    found = read_backfill(ObjectReader(old.path / ".git"))
+    assert {one.path for one in found.by_commit[first]} == {MODEL, TREE}
+    assert all(found.table(one.metadata) for one in found.by_commit[first])
+    assert found.find(first, "other.pt") is None
+    assert old.git("for-each-ref", "--format=%(refname)", "refs/notes").split() == [METADATA_REF, TENSORS_REF]
