@@ -16,7 +16,7 @@ from dvc_modelver.errors import BadMetadataError, UsageError
 from dvc_modelver.fingerprint.estimate import Estimate, combine, one_sided
 from dvc_modelver.metadata import ModelMetadata, TensorTable, table_path
 from dvc_modelver.registry.history import Version, iter_versions
-from dvc_modelver.repository import Repository, View
+from dvc_modelver.repository import CommitView, Repository, View
 from dvc_modelver.tensors import is_float
 
 
@@ -154,7 +154,7 @@ def _all_versions(repo: Repository) -> Iterator[tuple[str, Version]]:
 
 def side_of(repo: Repository, version: Version) -> Side:
     """Give a version as a side of a comparison; without a table where history has none that is its own."""
-    text = repo.objects.read_file(version.commit, table_path(version.path))
+    text = CommitView(version.commit, repo.objects, repo.backfill).read(table_path(version.path))
     try:
         table = TensorTable.parse(text, table_path(version.path)) if text else None
     except BadMetadataError:

@@ -96,7 +96,7 @@ def select(repo: Repository, reference: str) -> Selected:
 
 
 def _pointer_at(repo: Repository, commit: str, path: str) -> Pointer:
-    view: View = CommitView(commit, repo.objects)
+    view: View = CommitView(commit, repo.objects, repo.backfill)
     try:
         beside = repo.pointers_in(view, f"{path}.dvc")
     except BadMetadataError:

@@ -19,7 +19,7 @@ from dvc_modelver.metadata import ModelMetadata, TensorTable, table_path
 from dvc_modelver.registry.evaluations import Measured, measured_metrics, read_evaluations
 from dvc_modelver.registry.history import ModelHistory, Version
 from dvc_modelver.registry.tags import read_tags
-from dvc_modelver.repository import Repository
+from dvc_modelver.repository import CommitView, Repository
 
 Say = Callable[[str], None]
 _BARE = re.compile(r"@.+|#.+|\d+(\.[0-9a-f]{4,32})?|v\d+\.\d+\.\d+\S*")
@@ -154,7 +154,8 @@ class _Trace:
         """Give a version's table; None for an opaque one, and one whose table cannot be read."""
         md5 = version.metadata.md5
         if md5 not in self.tables:
-            text = self.repo.objects.read_file(version.commit, table_path(version.path))
+            view = CommitView(version.commit, self.repo.objects, self.repo.backfill)
+            text = view.read(table_path(version.path))
             try:
                 table = TensorTable.parse(text, table_path(version.path)) if text is not None else None
             except BadMetadataError:

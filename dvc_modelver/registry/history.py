@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,7 @@ from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import ZERO_OID, Git
 from dvc_modelver.metadata import METADATA_SUFFIX, ModelMetadata, find_model_path, metadata_path
+from dvc_modelver.registry.backfill import Backfill, read_backfill
 from dvc_modelver.registry.tags import ModelTag, find_version_tag, stage_holder
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Version:
 
 @dataclass(frozen=True)
 class _Changed:
-    """A metadata file that a commit brought, changed or deleted."""
+    """A metadata file that a commit brought, changed or deleted, or that was backfilled for it."""
 
     commit: str
     date: str
@@ -56,6 +57,7 @@ class _Changed:
     path: str
     old_oid: str
     new_oid: str
+    backfilled: ModelMetadata | None = None
 
 
 class ModelHistory:
@@ -101,7 +103,8 @@ class ModelHistory:
         if rev not in self._walks:
             paths = [self.path]
             while True:
-                changes = list(_iter_changed(self._git, rev, [metadata_path(p) for p in paths]))
+                files = [*map(metadata_path, paths), *_pointers(self._objects, paths)]
+                changes = _completed(self._objects, _iter_changed(self._git, rev, files), paths)
                 self._objects.prefetch(c.new_oid for c in changes)
                 older = self._renamed_from(paths[-1], changes)
                 if older is None or older in paths:
@@ -115,7 +118,7 @@ class ModelHistory:
     def _renamed_from(self, path: str, changes: list[_Changed]) -> str | None:
         """Give the path of the metadata file that disappeared where a path's own began, with its name or md5."""
         file = metadata_path(path)
-        born = {c.commit: c.new_oid for c in changes if c.path == file and c.old_oid == ZERO_OID}
+        born = {c.commit: c.new_oid for c in changes if c.path == file and c.old_oid == ZERO_OID != c.new_oid}
         if not born:
             return None
         others = _iter_changed(self._git, "--no-walk", [f"*{METADATA_SUFFIX}"], born, literal=False)
@@ -148,11 +151,39 @@ def _iter_changed(
             yield _Changed(head[0], head[1], head[2], head[3], os.fsdecode(next(parts)), old_oid, new_oid)
 
 
+def _pointers(objects: ObjectReader, paths: Iterable[str] | None = None) -> dict[str, set[str]]:
+    """Give pointer file -> models that were backfilled for commits which changed it; of some paths, or of all."""
+    found: dict[str, set[str]] = {}
+    for path, known in _backfill(objects).by_object.items():
+        if paths is None or path in paths:
+            for one in known.values():
+                found.setdefault(one.pointer, set()).add(path)
+    return found
+
+
+def _completed(
+    objects: ObjectReader, changes: Iterable[_Changed], paths: Iterable[str] | None = None
+) -> list[_Changed]:
+    """Replace changes of pointers by the metadata that was backfilled for them, where the commit has none itself."""
+    models = _pointers(objects, paths)
+    found = []
+    for c in changes:
+        if c.path.endswith(METADATA_SUFFIX):
+            found.append(c)
+        for path in sorted(models.get(c.path, ())):
+            one = _backfill(objects).find(c.commit, path)
+            if one is not None and objects.find_blob(c.commit, metadata_path(path)) is None:
+                found.append(replace(c, path=metadata_path(path), new_oid=ZERO_OID, backfilled=one.metadata))
+    return found
+
+
 def _versions_of(objects: ObjectReader, changes: Sequence[_Changed]) -> list[Version]:
     found: dict[str, Version] = {}
+    with_files: set[str] = set()
     for c in changes:
-        metadata = read_version_file(objects, c.new_oid, c.path)
-        if metadata is not None:
+        metadata = c.backfilled or read_version_file(objects, c.new_oid, c.path)
+        if metadata is not None and not (c.backfilled and metadata.md5 in with_files):
+            with_files |= {metadata.md5} if c.backfilled is None else set()
             newer = found.pop(metadata.md5, None)
             facts, path = newer.metadata if newer is not None else metadata, find_model_path(c.path) or ""
             found[metadata.md5] = Version(facts, path, c.commit, c.date, c.author, c.subject)
@@ -181,6 +212,15 @@ def _parsed(objects: ObjectReader, oid: str, where: str) -> ModelMetadata | None
     return None if metadata.pending is not None else metadata
 
 
+_backfills: MutableMapping[ObjectReader, Backfill] = WeakKeyDictionary()
+
+
+def _backfill(objects: ObjectReader) -> Backfill:
+    if objects not in _backfills:
+        _backfills[objects] = read_backfill(objects)
+    return _backfills[objects]
+
+
 def iter_histories(git: Git, objects: ObjectReader, rev: str) -> Iterator[tuple[str, list[Version]]]:
     """Give each model of a history by its newest path, with its versions, newest commit first, from one walk.
 
@@ -189,7 +229,8 @@ def iter_histories(git: Git, objects: ObjectReader, rev: str) -> Iterator[tuple[
         objects: Reads the metadata files.
         rev: Where history starts; ``--all`` for every ref.
     """
-    changes = list(_iter_changed(git, rev, [f"*{METADATA_SUFFIX}"], literal=False))
+    files = [f"*{METADATA_SUFFIX}", *(f":(literal){file}" for file in _pointers(objects))]
+    changes = _completed(objects, _iter_changed(git, rev, files, literal=False))
     objects.prefetch(c.new_oid for c in changes)
     newest: dict[str, str] = {}  # path -> the path that the model has today
     at: dict[str, list[_Changed]] = {}
@@ -197,11 +238,11 @@ def iter_histories(git: Git, objects: ObjectReader, rev: str) -> Iterator[tuple[
         at.setdefault(c.commit, []).append(c)
     groups: dict[str, list[_Changed]] = {}
     for several in at.values():
-        gone = [c for c in several if c.new_oid == ZERO_OID]
+        gone = [c for c in several if c.new_oid == ZERO_OID and c.backfilled is None]
         for c in several:
-            if c.new_oid != ZERO_OID:
+            if c.new_oid != ZERO_OID or c.backfilled is not None:
                 groups.setdefault(newest.setdefault(c.path, c.path), []).append(c)
-            if c.old_oid == ZERO_OID and gone:
+            if c.old_oid == ZERO_OID != c.new_oid and gone:
                 _follow(objects, c, gone, newest)
     for path, own in groups.items():
         versions = _versions_of(objects, own)
@@ -301,6 +342,9 @@ def version_at(objects: ObjectReader, paths: Sequence[str], commit: str, label: 
     for path in paths:
         oid = objects.find_blob(commit, metadata_path(path))
         metadata = read_version_file(objects, oid, metadata_path(path)) if oid else None
+        before = _backfill(objects).find(commit, path) if oid is None else None
+        if before is not None:
+            metadata = before.metadata
         if metadata is not None:
             return Version(metadata, path, commit, "", "", "")
     raise NotFoundError(
