@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from dvc_modelver.api import diff as diff
     from dvc_modelver.api import doctor as doctor
     from dvc_modelver.api import evaluate as evaluate
+    from dvc_modelver.api import export as export
     from dvc_modelver.api import fsck as fsck
     from dvc_modelver.api import gc as gc
+    from dvc_modelver.api import import_model as import_model
     from dvc_modelver.api import index as index
     from dvc_modelver.api import init as init
     from dvc_modelver.api import install as install
@@ -72,8 +74,10 @@ _VERBS = frozenset(
         "diff",
         "doctor",
         "evaluate",
+        "export",
         "fsck",
         "gc",
+        "import_model",
         "index",
         "init",
         "install",

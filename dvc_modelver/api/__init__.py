@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dvc_modelver.api.ancestry import lineage
-    from dvc_modelver.api.cards import card
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
     from dvc_modelver.api.evaluations import evaluate
+    from dvc_modelver.api.exchange import card, export, import_model
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
     from dvc_modelver.api.history import best, bisect, list_models, list_versions, log
@@ -44,8 +44,10 @@ __all__ = [
     "diff",
     "doctor",
     "evaluate",
+    "export",
     "fsck",
     "gc",
+    "import_model",
     "index",
     "init",
     "install",
@@ -76,10 +78,10 @@ __all__ = [
 
 _ROOMS = {
     "ancestry": ("lineage",),
-    "cards": ("card",),
     "compare": ("diff",),
     "conflicts": ("merge",),
     "evaluations": ("evaluate",),
+    "exchange": ("card", "export", "import_model"),
     "fsck": ("fsck",),
     "index": ("index",),
     "gc": ("gc",),

@@ -88,7 +88,7 @@ def rollback(
     sign: Sign = False,
     json: JsonFlag = False,
 ) -> None:
-    """Restore an earlier version's weights, pointer and metadata, staged and ready to commit."""
+    """Restore an earlier version's weights, pointer and metadata, staged; with --stage move that back instead."""
     if stage is not None:
         _emit_staged(api.rollback_stage(name, stage, version, reason=reason, push=push, sign=sign, say=say), json=json)
         return

@@ -16,6 +16,7 @@ from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, wor
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import Git
 from dvc_modelver.metadata import METADATA_SUFFIX, ModelMetadata, find_model_path
+from dvc_modelver.registry.backfill import Backfill
 from dvc_modelver.registry.graph import Key, find_cycles, reach, reversed_edges
 from dvc_modelver.registry.tags import ModelTag, stage_holder
 
@@ -223,7 +224,9 @@ def _nearest(name: str, versions: Iterable[Key]) -> str:
     return f"did you mean {close[0]}?" if close else "modelver list"
 
 
-def read_lineage(git: Git, objects: ObjectReader, names: Mapping[str, str], tags: Sequence[ModelTag]) -> Lineage:
+def read_lineage(
+    git: Git, objects: ObjectReader, names: Mapping[str, str], tags: Sequence[ModelTag], backfill: Backfill
+) -> Lineage:
     """Read the versions of all models from every branch and tag, with their declared parents.
 
     Args:
@@ -231,12 +234,13 @@ def read_lineage(git: Git, objects: ObjectReader, names: Mapping[str, str], tags
         objects: Reads the metadata files.
         names: path -> name of the models that are there now; earlier metadata may have other names for them.
         tags: All tags of models.
+        backfill: Versions of commits that were made without metadata.
     """
-    versions, oids, unreadable = _read_versions(git, objects, names)
+    versions, oids, unreadable = _read_versions(git, objects, names, backfill)
     by_md5: dict[str, list[Key]] = {}
     for key in versions:
         by_md5.setdefault(key[1], []).append(key)
-    tagged = _tagged(objects, versions, tags, oids)
+    tagged = _tagged(objects, versions, tags, oids, backfill)
     for key, (found, stages) in tagged.items():
         versions[key] = replace(versions[key], tags=tuple(found), stages=tuple(stages))
     ancestors = {}
@@ -246,12 +250,13 @@ def read_lineage(git: Git, objects: ObjectReader, names: Mapping[str, str], tags
 
 
 def _read_versions(
-    git: Git, objects: ObjectReader, names: Mapping[str, str]
+    git: Git, objects: ObjectReader, names: Mapping[str, str], backfill: Backfill
 ) -> tuple[dict[Key, Recorded], dict[str, str], int]:
     out = git.run(
         "log", "-z", "--date-order", "--raw", "--no-abbrev", "--no-renames", "--root", "--diff-merges=first-parent",
         "--no-show-signature", "--format=%x01%H%x02%aI%x02%s", "--exclude=refs/notes*", "--all",
-        *(["HEAD"] if objects.head() else []), "--", f"*{METADATA_SUFFIX}", literal=False,
+        *(["HEAD"] if objects.head() else []), "--", f"*{METADATA_SUFFIX}",
+        *(f":(literal){pointer}" for pointer in _pointers(backfill)), literal=False,
     )  # fmt: skip
     found: dict[Key, Recorded] = {}
     aliases: dict[str, str] = {}
@@ -264,26 +269,46 @@ def _read_versions(
         if text.startswith(b"\x01"):
             commit, date, subject = text[1:].decode("utf-8", "replace").split("\x02", 2)
             age -= 1
+            for one in backfill.by_commit.get(commit, ()):
+                _add(found, _facts(one.metadata.render()), one.path, (commit, date, subject, age), names, aliases)
             continue
         if not text.startswith(b":"):
             continue
         oid, file = text.split(b" ")[3].decode(), os.fsdecode(next(parts))
-        path = find_model_path(file) or file
+        path = find_model_path(file)
+        if path is None or not file.endswith(METADATA_SUFFIX):
+            continue  # a pointer, of commits that were made without metadata
         if oid not in parsed:
             parsed[oid] = _read(objects, oid)
             unreadable += parsed[oid] is None and oid.strip("0") != ""
         facts = parsed[oid]
-        if facts is None:
-            continue
-        if path in names:
-            aliases.setdefault(facts.name, names[path])
-        oids[oid] = facts.md5
-        key = (names.get(path) or aliases.get(facts.name, facts.name), facts.md5)
-        newer = found.pop(key, None)
-        if newer is not None:  # the facts of its newest metadata, the commit that first had it
-            facts = newer.facts
-        found[key] = Recorded(key, facts, path, commit, date, subject, age)
+        if facts is not None:
+            oids[oid] = facts.md5
+        _add(found, facts, path, (commit, date, subject, age), names, aliases)
     return dict(sorted(found.items(), key=lambda item: (item[1].age, item[0]))), oids, unreadable
+
+
+def _pointers(backfill: Backfill) -> list[str]:
+    """Give the pointer files whose commits brought in what was backfilled."""
+    return sorted({one.pointer for several in backfill.by_commit.values() for one in several})
+
+
+def _add(
+    found: dict[Key, Recorded],
+    facts: Facts | None,
+    path: str,
+    at: tuple[str, str, str, int],
+    names: Mapping[str, str],
+    aliases: dict[str, str],
+) -> None:
+    """Add a version of an older commit: facts are those of its newest metadata, the commit the first that had it."""
+    if facts is None:
+        return
+    if path in names:
+        aliases.setdefault(facts.name, names[path])
+    key = (names.get(path) or aliases.get(facts.name, facts.name), facts.md5)
+    newer = found.pop(key, None)
+    found[key] = Recorded(key, newer.facts if newer is not None else facts, path, *at)
 
 
 def _read(objects: ObjectReader, oid: str) -> Facts | None:
@@ -291,7 +316,13 @@ def _read(objects: ObjectReader, oid: str) -> Facts | None:
     if not oid.strip("0"):
         return None
     try:
-        text = objects.read_blob(oid)
+        return _facts(objects.read_blob(oid))
+    except (NotFoundError, UsageError):
+        return None
+
+
+def _facts(text: bytes) -> Facts | None:
+    try:
         data = json.loads(text)
         model, version, change = data["model"], data["version"], data.get("change") or {}
         training = data.get("training") or {}
@@ -305,7 +336,7 @@ def _read(objects: ObjectReader, oid: str) -> Facts | None:
             str(model.get("format", "")), tuple(d for d in training.get("data") or () if isinstance(d, dict)),
             _mapping(training.get("code")), _mapping(version.get("merge")), text,
         )  # fmt: skip
-    except (NotFoundError, UsageError, ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     if data.get("pending") is not None or not isinstance(name, str) or not name or not isinstance(number, int):
         return None
@@ -328,7 +359,11 @@ def _number(value: object) -> float | None:
 
 
 def _tagged(
-    objects: ObjectReader, versions: Mapping[Key, Recorded], tags: Sequence[ModelTag], oids: Mapping[str, str]
+    objects: ObjectReader,
+    versions: Mapping[Key, Recorded],
+    tags: Sequence[ModelTag],
+    oids: Mapping[str, str],
+    backfill: Backfill,
 ) -> dict[Key, tuple[list[str], list[str]]]:
     """Give the tags and stages of each version that has some."""
     paths: dict[str, dict[str, None]] = {}
@@ -340,8 +375,7 @@ def _tagged(
     for tag in tags:
         own.setdefault(tag.name, []).append(tag)
         for path in reversed(paths.get(tag.name, {})):
-            oid = _blob_at(objects, tag.commit, path)
-            key = (tag.name, oids.get(oid or "", ""))
+            key = (tag.name, _md5_at(objects, tag.commit, path, oids, backfill))
             if key in versions:
                 at[tag.tag] = key
                 if tag.version:
@@ -356,11 +390,14 @@ def _tagged(
     return {key: (found.get(key, []), stages.get(key, [])) for key in found.keys() | stages.keys()}
 
 
-def _blob_at(objects: ObjectReader, commit: str, path: str) -> str | None:
+def _md5_at(objects: ObjectReader, commit: str, path: str, oids: Mapping[str, str], backfill: Backfill) -> str:
+    """Give what a commit has of a model; empty where it has nothing."""
     try:
-        return objects.find_blob(commit, path + METADATA_SUFFIX)
+        oid = objects.find_blob(commit, path + METADATA_SUFFIX)
+        known = backfill.find(commit, path) if oid is None and path in backfill.by_object else None
     except (KeyError, ValueError):
-        return None  # a tag of something else than a commit, or one that a shallow clone lacks
+        return ""  # a tag of something else than a commit, or one that a shallow clone lacks
+    return known.metadata.md5 if known is not None else oids.get(oid or "", "")
 
 
 def _declared(version: Recorded, md5: str, by_md5: Mapping[str, list[Key]]) -> Ancestor:

@@ -81,7 +81,7 @@ def _policy_ref(git: Git, objects: ObjectReader) -> str:
             return f"refs/remotes/{remote}/{name}"
     raise UsageError(
         f"{remote}: its default branch is not known here, and the policy is read from there",
-        hint=f"git remote set-head {remote} --auto; after a narrow clone also git fetch {remote} BRANCH",
+        hint=f"git fetch {remote} BRANCH:refs/remotes/{remote}/BRANCH && git remote set-head {remote} BRANCH",
     )
 
 
@@ -101,7 +101,9 @@ def check_metric(rule: MetricRule, own: Mapping[str, Measured], held: Mapping[st
     mine = own.get(rule.name)
     if mine is None:
         near = ", ".join(sorted(own)[:5]) or "no metric"
-        return Check(rule.text, False, f"{rule.name} was not measured (there is {near})", "modelver eval --help")
+        return Check(
+            rule.text, False, f"{rule.name} was not measured (there is {near})", "modelver eval NAME@V --metrics FILE"
+        )
     if not is_metric(mine.value):
         return Check(rule.text, False, f"{rule.name} is {mine.value!r:.60}, no finite number")
     said = f"{rule.name} = {mine.value:.9g}{_source(mine)}"

@@ -64,7 +64,7 @@ def _short(value: Any) -> str:
 def find_contradictions(
     repo: Repository, view: View, model: TrackedModel, *, deep: bool = False
 ) -> Iterator[Contradiction]:
-    """Give what a model's metadata and tensor table say that its weights contradict.
+    """Give what a model's metadata and tensor table say that its weights contradict, each field once.
 
     The files are compared with each other and with the pointer, and with the header of the object where it is in the
     cache; nothing is fetched.
@@ -78,10 +78,18 @@ def find_contradictions(
     Raises:
         ObjectCorrupt: With `deep`, the cache's bytes are not what their name says.
     """
-    metadata, pointer = model.metadata, model.pointer
-    if metadata is None or metadata.pending is not None:
-        return
-    path, facts = model.path, metadata.model
+    if model.metadata is not None and model.metadata.pending is None:
+        named: set[str] = set()
+        for one in _iter_contradictions(repo, view, model.metadata, model.pointer, deep=deep):
+            if one.field not in named:
+                yield one
+            named.add(one.field)
+
+
+def _iter_contradictions(
+    repo: Repository, view: View, metadata: ModelMetadata, pointer: Pointer, *, deep: bool
+) -> Iterator[Contradiction]:
+    path, facts = pointer.path, metadata.model
     if pointer.md5 != metadata.md5:
         yield Contradiction(path, "model.md5", metadata.md5, pointer.md5, "pointer")
         return

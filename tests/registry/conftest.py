@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dvc_modelver import api
 from tests.registry.registry import Registry
 from tests.sandbox import Sandbox
 
@@ -31,7 +32,7 @@ def registry(request: pytest.FixtureRequest, registry_template: Path, tmp_path: 
     box.git("remote", "add", "origin", "../origin.git")
     for seed, accuracy in ((1, 0.91), (2, 0.93), (3, 0.92)):
         box.commit(seed, accuracy)
-        box.modelver("tag", "net", f"v1.{seed - 1}.0")
+        api.tag("net", f"v1.{seed - 1}.0", folder=box.path)
     box.git("push", "-q", "--follow-tags", "-u", "origin", "main")
     shutil.copytree(box.folder, registry_template, symlinks=True)
     return box

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from dvc_modelver import api
 from tests.sandbox import Sandbox
 
 MODEL = "models/net.safetensors"
@@ -19,8 +21,12 @@ class Registry(Sandbox):
     def commit(self, seed: int, accuracy: float) -> str:
         """Commit a version; give its commit."""
         self.train(MODEL, seed)
-        self.modelver("add", MODEL, "--metric", f"val_acc={accuracy}", "--param", f"seed={seed}")
-        self.git("commit", "-q", "-m", f"version {seed}")
+        return self.record(f"version {seed}", metrics={"val_acc": accuracy}, params={"seed": seed})
+
+    def record(self, message: str, **facts: Any) -> str:
+        """Commit the model as it lies there, in this process and past the hooks, which takes a quarter of the time."""
+        api.add(self.path / MODEL, folder=self.path, **facts)
+        self.git("commit", "-q", "-m", message, MODELVER_SKIP="1")
         return self.head()
 
     def head(self) -> str:

@@ -148,3 +148,15 @@ def test_history_answers_as_if_the_commits_had_metadata(old: Sandbox) -> None:
     old.git("tag", "-a", "-m", "as gto does", "net@v1.0.0", second)
     found = json.loads(old.modelver("log", "net", "--json"))["versions"]
     assert [v["tags"] for v in found] == [[], [], ["net@v1.0.0"]]
+
+
+def test_lineage_knows_where_it_comes_from(old: Sandbox) -> None:
+    api.index("HEAD", folder=old.path)
+    old.git("tag", "-a", "net@v1.0.0", "-m", "second", commits(old)[1])
+    found = api.lineage("net", folder=old.path).lineage
+    versions = list(found.versions.values())
+    assert [(v.label, v.subject, v.tags) for v in versions] == [
+        ("net@1", "commit 0", ()), ("net@2", "commit 1", ("net@v1.0.0",)), ("net@3", "commit 3", ()),
+    ]  # fmt: skip
+    assert [[a.key for a in found.ancestors[v.key]] for v in versions] == [[], [versions[0].key], [versions[1].key]]
+    assert {v.name for v in api.lineage(data="data.csv", folder=old.path).lineage.versions.values()} == {"tree"}

@@ -17,6 +17,7 @@ from dvc_modelver.policy import parse_metric_rule
 from dvc_modelver.registry.evaluations import Evaluation, Measured, record_evaluation
 from dvc_modelver.registry.policy import check_metric, find_field
 from dvc_modelver.repository import Repository
+from dvc_modelver.resources import read_template
 from dvc_modelver.settings import parse_settings
 from tests.registry.registry import MODEL, Registry
 
@@ -343,3 +344,11 @@ def test_fields_are_found_whose_names_have_dots() -> None:
         ("a.b.c", None), ("training.metrics.val.acc.x", None), ("", None),
     ):  # fmt: skip
         assert find_field(document, name.split(".")) == expected
+
+
+def test_the_example_of_the_template_is_a_policy() -> None:
+    text = read_template("modelver.toml")
+    lines = text[text.index("# [[policy]]") :].splitlines()
+    (policy,) = parse_settings("\n".join(line.removeprefix("# ") for line in lines)).policies
+    assert (policy.stage, policy.unknown, policy.min_cosine, len(policy.metrics)) == ("prod", (), 0.5, 2)
+    assert parse_settings(text).policies == ()

@@ -9,6 +9,7 @@ import sys
 from datetime import date, timedelta
 from pathlib import Path
 
+import jsonschema
 import pytest
 from gto.constants import VersionSort
 from gto.registry import GitRegistry
@@ -18,6 +19,7 @@ from dvc_modelver import api
 from dvc_modelver.errors import EnvironmentFailed, NotFoundError, RefusedError, UsageError
 from dvc_modelver.registry.stages import held_before, tenures
 from dvc_modelver.registry.tags import ModelTag, stage_holder
+from dvc_modelver.resources import read_schema
 from tests.registry.registry import MODEL, Registry
 from tests.sandbox import md5_of
 
@@ -60,6 +62,9 @@ def test_each_change_is_one_tag_and_gto_agrees(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no version holds this stage"):
         api.demote("net", "prod", folder=registry.path)
     assert api.rollback_stage("net", "prod", folder=registry.path).version == "v1.0.0"  # what was there last
+    for tag in registry.tags("net#*"):
+        record = json.loads(registry.git("tag", "-l", "--format=%(contents:body)", tag))
+        jsonschema.validate(record, json.loads(read_schema("stage")))
 
 
 def test_a_rollback_goes_further_back_each_time(registry: Registry) -> None:
@@ -81,7 +86,7 @@ def test_a_version_without_a_name_is_promoted_and_named_later(registry: Registry
     out = registry.run("modelver", "promote", "net", "4", "prod")
     assert "net#prod: 4 holds it" in out.stdout
     assert f"modelver tag net VERSION {commit[:8]}" in out.stderr
-    registry.modelver("tag", "net", "v2.0.0", commit[:8])
+    api.tag("net", "v2.0.0", commit[:8], folder=registry.path)
     assert held(registry) == "v2.0.0"
 
 
@@ -167,19 +172,21 @@ def test_status_names_tags_that_are_only_here(registry: Registry) -> None:
     promote(registry, "v1.0.0")
     promote(registry, "v1.1.0", "staging")
     assert "unpushed  net#prod#1  (this tag is only here; git push origin 'net#prod#1')" in registry.modelver("status")
+
+    def unpushed() -> list[str]:
+        return [s.path for s in api.status(registry.path) if s.state == "unpushed"]
+
     registry.git("push", "-q", "origin", "net#prod#1")
-    status = registry.modelver("status")
-    assert "net#prod#1" not in status
-    assert "net#staging#2" in status
+    assert unpushed() == ["net#staging#2"]
     promote(registry, "v1.2.0", push=True)  # what was not pushed goes along
-    assert "net#" not in registry.modelver("status")
+    assert unpushed() == []
     assert len(registry.on_origin("net#*")) == 3
     linked = registry.folder / "linked"
     registry.git("worktree", "add", "-q", str(linked))
     promote(Registry(linked), "v1.0.0", "dev")
-    assert "net#dev#4" in registry.modelver("status")
+    assert unpushed() == ["net#dev#4"]
     registry.git("tag", "-d", "net#dev#4")
-    assert "net#dev#4" not in registry.modelver("status")
+    assert unpushed() == []
 
 
 def test_a_push_takes_the_weights_along_or_leaves_no_tag(registry: Registry) -> None:
@@ -222,17 +229,16 @@ def test_tags_of_gto_are_read_and_followed(registry: Registry) -> None:
 
 
 def test_dvc_gets_what_a_stage_holds(registry: Registry) -> None:
-    registry.modelver("add", MODEL, "--name", "net")
-    registry.git("commit", "-q", "-m", "named")
+    registry.record("named", name="net")
     registry.commit(4, 0.94)
     registry.commit(5, 0.95)
     for version in ("4", "5"):
         promote(registry, version)
     api.rollback_stage("net", "prod", folder=registry.path)
     got = registry.folder / "got.safetensors"
-    registry.modelver("push")
+    api.push(folder=registry.path)
     registry.dvc("artifacts", "get", ".", "net", "--stage", "prod", "-o", str(got))
-    assert md5_of(got) == json.loads(registry.modelver("show", "net@4", "--json"))["model"]["md5"]
+    assert md5_of(got) == api.show("net@4", folder=registry.path).metadata.md5
 
 
 def test_history_follows_from_tags_alone() -> None:

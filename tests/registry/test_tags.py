@@ -23,12 +23,10 @@ from tests.sandbox import Weights
 # The level of --bump auto
 
 
-def commit_weights(box: Registry, weights: Weights, path: str = MODEL, *options: str) -> None:
-    target = box.path / path
-    target.unlink(missing_ok=True)
-    save_file(weights, target)
-    box.modelver("add", path, *options)
-    box.git("commit", "-q", "-m", "new weights")
+def commit_weights(box: Registry, weights: Weights, **header: str) -> None:
+    (box.path / MODEL).unlink()
+    save_file(weights, box.path / MODEL, metadata=header or None)
+    box.record("new weights")
 
 
 def test_the_level_follows_from_the_measured_change(registry: Registry) -> None:
@@ -46,17 +44,15 @@ def test_the_level_follows_from_the_measured_change(registry: Registry) -> None:
     version, level, reason = bump()
     assert (version, level) == ("v1.3.0", "minor")
     assert reason == "scaled: all 10 tensors kept their direction and changed their norm; relative L2 0.01; cosine 1"
-    box.modelver("refresh", MODEL, "--metric", "test_acc=0.5")
-    box.git("commit", "-q", "-am", "measured again")
+    api.refresh("net", metrics={"test_acc": 0.5}, folder=box.path)
+    box.git("commit", "-q", "-am", "measured again", MODELVER_SKIP="1")
     assert bump() == ("v1.3.1", "patch", "same weights, other metadata")
     wider = dict(load_file(box.path / MODEL)) | {"head.weight": np.ones((12, 16), np.float32)}
     commit_weights(box, wider)
     version, level, reason = bump()
     assert (version, level) == ("v2.0.0", "major")
     assert "1 of another shape" in reason
-    save_file(wider, box.path / MODEL, metadata={"note": "around them"})
-    box.modelver("add", MODEL)
-    box.git("commit", "-q", "-m", "the file differs around the weights")
+    commit_weights(box, wider, note="around them")
     version, level, reason = bump()
     assert (version, level) == ("v2.0.1", "patch")
     commit_weights(box, {name: value.astype(np.float16) for name, value in wider.items()})
@@ -66,8 +62,8 @@ def test_the_level_follows_from_the_measured_change(registry: Registry) -> None:
     half = dict(load_file(box.path / MODEL))
     commit_weights(box, {name: value.astype(np.float32) for name, value in half.items()})
     assert bump()[:2] == ("v2.1.1", "patch")  # one that loses nothing
-    box.modelver("mv", MODEL, "models/other.safetensors")
-    box.git("commit", "-q", "-m", "moved")
+    api.mv("net", str(box.path / "models/other.safetensors"), folder=box.path)
+    box.git("commit", "-q", "-m", "moved", MODELVER_SKIP="1")
     with pytest.raises(RefusedError, match=r"models/other.safetensors: nothing changed since net@v2\.1\.1"):
         bump()
 
