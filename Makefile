@@ -19,7 +19,8 @@ demo: $(VENV)/made
 test: $(VENV)/made
 	$(BIN)/python -m pytest -n 3 --dist loadscope --durations 40
 
-# The libraries that write the formats we read, some GB of them: the tests that need one are left out without it.
+# The libraries that write the formats we read, and MLflow's server, some GB of them: tests that need one are left out
+# without it.
 # lpips ships real weights in two versions; it is not run, so what it needs is not installed.
 frameworks: $(VENV)/made
 	$(BIN)/python -m pip install --quiet '$(TORCH)'

@@ -20,6 +20,8 @@ PY
 git add . && git commit -qm first
 git cat-file -e HEAD:tiny.safetensors.dvc && git cat-file -e HEAD:tiny.safetensors.modelver.json
 git modelver show tiny | grep -q 'version 1'
+modelver card tiny | grep -q 'modelver: begin'
+modelver lineage tiny --format html | grep -q '"graph"'
 modelver doctor >/dev/null
 modelver uninstall >/dev/null && test ! -e .git/hooks/pre-commit
 cd "$here"

@@ -42,6 +42,7 @@ class Traced:
         through: Of a version that has the data from its parent only: that parent.
         unmeasured: Versions without a trusted parent that were not compared with all others.
         is_shallow: Whether the clone lacks older commits.
+        like: Where no version was trained on the data: recorded data with a like path; empty for none.
     """
 
     lineage: Lineage
@@ -49,6 +50,7 @@ class Traced:
     through: Mapping[Key, Key] = field(default_factory=dict)
     unmeasured: int = 0
     is_shallow: bool = False
+    like: str = ""
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -71,7 +73,7 @@ def lineage(
         folder: Anywhere in the work tree.
 
     Returns:
-        All versions where nothing was asked for.
+        All versions where nothing was asked for; none where nobody recorded that data.
 
     Raises:
         NotFoundError: No commit has such a version.
@@ -90,7 +92,8 @@ def lineage(
         every = every.with_ancestors(found)
         about, through, chosen = _answer(repo, every, names, reference, data, base)
     is_shallow = repo.git.text("rev-parse", "--is-shallow-repository") == "true"
-    return Traced(chosen, tuple(about), through, measuring.unmeasured, is_shallow)
+    like = nearest_data(every, data) if data is not None and not about else ""
+    return Traced(chosen, tuple(about), through, measuring.unmeasured, is_shallow, like)
 
 
 def _answer(
@@ -321,10 +324,15 @@ def _trained_on(every: Lineage, names: set[str]) -> list[Key]:
     for key, version in every.versions.items():
         if any(part in version.facts.text for part in parts):
             found += [key] * any(is_data(entry, names) for entry in version.facts.data)
-    if not found:
-        said = min(names, key=len)
-        raise NotFoundError(f"{said}: no version was trained on it, as far as is recorded", hint="modelver lineage")
     return found
+
+
+def nearest_data(every: Lineage, data: str) -> str:
+    """Give the recorded data whose path is most like what was asked for; empty where none is."""
+    import difflib
+
+    known = {str(d.get("path")) for v in every.versions.values() for d in v.facts.data if d.get("path")}
+    return next(iter(difflib.get_close_matches(data, sorted(known), n=1, cutoff=0.6)), "")
 
 
 def is_data(entry: Mapping[str, Any], names: Iterable[str]) -> bool:

@@ -53,8 +53,8 @@ def lineage(
     open_: Annotated[bool, typer.Option("--open", help="Open the HTML page in the browser.")] = False,
     output: OutputFile = None,
     json: JsonFlag = False,
-) -> None:
-    """Show what versions come from and what comes from them: parents, data, code, merges, copies in other formats."""
+) -> int:
+    """Show what versions come from and what comes from them; with --data, exit 1 when none was trained on it."""
     if open_ and (json or fmt is not LineageFormat.HTML):
         raise UsageError("--open: only an HTML page is opened", hint="modelver lineage --format html --open")
     found = api.lineage(reference, data=data, base=base)
@@ -70,9 +70,15 @@ def lineage(
         title = reference or (f"data {data}" if data else f"from {base}" if base else "all models")
         reports.emit_page(pictures.page(title, found), output, opening=open_)
     else:
-        emit_lines(lineage_lines(found), output)
+        emit_lines(lineage_lines(found) if data is None or found.about else [_nobody(found, data)], output)
     for line in remarks(found):
         say(line)
+    return int(data is not None and not found.about)
+
+
+def _nobody(found: Traced, data: str) -> str:
+    meant = f"; did you mean {found.like}?" if found.like else ""
+    return f"no version was trained on {data}, as far as is recorded{meant}"
 
 
 def remarks(found: Traced) -> Iterator[str]:

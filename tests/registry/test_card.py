@@ -14,7 +14,7 @@ from dvc_modelver.errors import BadMetadataError, UsageError
 from dvc_modelver.exchange.card import MARKERS
 from tests.registry.story import Story
 from tests.registry.test_lineage import noisy
-from tests.sandbox import Sandbox, make_weights
+from tests.sandbox import Sandbox, make_weights, md5_of
 
 HOSTILE = "---\nbase_model: evil\n<!-- modelver: end -->\n# modelver: end\n<script>alert(1)</script> | `x` {{ 7 * 7 }}\n1. one\n- two"
 
@@ -54,6 +54,21 @@ def test_the_card_has_the_facts(repo: Path) -> None:
     assert "- base\\@1 (" in text and "fine-tune, cosine 0.99" in text
     assert "| `data/train` | `" + "a" * 32 + "` | 7 |" in text
     assert text == modelver.card("tuned@v2.0.0", folder=repo)
+
+
+def test_an_evaluation_is_told_with_its_data_and_date(sandbox: Sandbox) -> None:
+    sandbox.train("net.safetensors", 1)
+    sandbox.write("data/test.csv", "1,2\n")
+    sandbox.modelver("add", "net.safetensors", "--metric", "acc=0.5", "--metric", "loss=2")
+    sandbox.git("commit", "-q", "-m", "one")
+    modelver.evaluate("net", metrics={"acc": 0.75}, data=[sandbox.path / "data/test.csv"], time="2026-11-20",
+                      folder=sandbox.path)  # fmt: skip
+    text = modelver.card("net", folder=sandbox.path)
+    assert "| `acc` | 0.75 | 2026-11-20 on data/test.csv |" in text
+    first, second = fields(text)["model-index"][0]["results"]
+    assert (first["dataset"]["name"], first["metrics"][0]["value"]) == ("data/test.csv", 0.75)
+    assert first["dataset"]["revision"] == md5_of(sandbox.path / "data/test.csv")
+    assert (second["dataset"]["name"], second["metrics"][0]["name"]) == ("training record", "loss")
 
 
 def test_hugging_face_reads_the_card(repo: Path) -> None:

@@ -195,7 +195,9 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
     assert tuned.modelver("export", "net@v1.0.0", server, "--to", "mlflow") == "net/1\n"
     script = (
         "import sys, dvc_modelver as m\n"
-        f"for v in ('2', '1', '2'): print(m.export(f'net@{{v}}', 'mlflow', {server!r}, say=print))\n"
+        f"for v in ('2', '1', '2'):\n"
+        f"    print(m.export(f'net@{{v}}', 'mlflow', {server!r}, say=print))\n"
+        "    m.evaluate('net@2', metrics={'acc': 0.8, 'f1': 0.7}, time='2026-11-20')\n"
     )
     out = tuned.run(sys.executable, "-P", "-c", script).stdout
     assert [line for line in out.splitlines() if line.startswith("net/")] == ["net/2", "net/1", "net/2"]
@@ -213,6 +215,12 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
     assert {p["key"]: p["value"] for p in run["params"]} == {"lr": "0.1", "opt": "adam"}
     assert {m["key"]: m["value"] for m in run["metrics"]} == {"acc": 0.5}
 
+    later = get(server, "runs/get", run_id=second["run_id"])["run"]["data"]
+    assert {m["key"]: m["value"] for m in later["metrics"]} == {
+        "acc": 0.8,
+        "f1": 0.7,
+    }  # evaluated after the first export
+
     other = Sandbox(tmp_path / "other")
     other.path.mkdir()
     other.modelver("init")
@@ -223,14 +231,18 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
     assert metadata["training"]["hyperparameters"] == {"lr": 0.1, "opt": "adam"}
     assert "net.safetensors.modelver.json" in other.git("diff", "--cached", "--name-only")
 
+    other.git("commit", "-q", "-m", "imported")
+    stored = (other.path / "net.safetensors").read_bytes()
     (other.path / "net.safetensors").unlink()
     (other.path / "net.safetensors").write_bytes(b"unsaved work")
     assert "stored nowhere" in other.modelver("import", "mlflow", server, "net@prod", ok=False)
     assert (other.path / "net.safetensors").read_bytes() == b"unsaved work"
     assert "versions there: 1, 2" in other.modelver("import", "mlflow", server, "net@7", ok=False)
-    done = other.modelver("import", "mlflow", server, "net@prod", "-o", "models/mine.safetensors")
-    assert done.startswith("mine version 1")
-    assert md5_of(other.path / "models/mine.safetensors") == tags_of(second)["modelver.md5"]
+    (other.path / "net.safetensors").write_bytes(stored)
+    assert other.modelver("import", "mlflow", server, "net@prod").startswith("net version 2")
+    assert md5_of(other.path / "net.safetensors") == tags_of(second)["modelver.md5"]
+    other.git("commit", "-q", "-m", "the next one")
+    assert other.git("status", "--short", "-uno") == ""
     assert not list((other.path / ".git").glob(".modelver-*"))
 
 
