@@ -29,6 +29,7 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import gather_training
+from dvc_modelver.registry.backfill import read_backfilled_table
 from dvc_modelver.repository import CommitView, Repository, View
 from dvc_modelver.store.folders import hash_path
 from dvc_modelver.store.hashing import Hashes
@@ -310,7 +311,7 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
         return None
     before = repo.backfill.by_object.get(path, {}).get(md5)
     if before is not None:
-        return KnownVersion(before.metadata, repo.backfill.table(before.metadata))
+        return KnownVersion(before.metadata, read_backfilled_table(repo.objects, before.metadata))
     wanted = f'"md5": "{md5}"'.encode()
     out = repo.git.run(
         "log",
