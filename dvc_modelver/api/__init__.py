@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api.exchange import card, export, import_model
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
+    from dvc_modelver.api.holders import stages
     from dvc_modelver.api.index import index
     from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
     from dvc_modelver.api.merges import merge_file
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
-    from dvc_modelver.api.stages import check_stage_of, demote, promote, rollback_stage, stages
+    from dvc_modelver.api.stages import check_stage_of, demote, promote, rollback_stage
     from dvc_modelver.api.tags import tag
     from dvc_modelver.api.track import add, mv, refresh, rm
     from dvc_modelver.api.transfer import pull, push
@@ -42,6 +43,7 @@ _ROOMS = {
     "evaluations": ("evaluate",),
     "exchange": ("card", "export", "import_model"),
     "fsck": ("fsck",),
+    "holders": ("stages",),
     "index": ("index",),
     "gc": ("gc",),
     "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),
@@ -50,7 +52,7 @@ _ROOMS = {
     "nearest": ("similar",),
     "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),
-    "stages": ("check_stage_of", "demote", "promote", "rollback_stage", "stages"),
+    "stages": ("check_stage_of", "demote", "promote", "rollback_stage"),
     "tags": ("tag",),
     "track": ("add", "mv", "refresh", "rm"),
     "transfer": ("pull", "push"),
