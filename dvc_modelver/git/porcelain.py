@@ -287,6 +287,10 @@ def _change(entry: bytes, path: bytes) -> Change:
     return Change(os.fsdecode(path), status[0], old_mode, new_mode, old_oid, new_oid)
 
 
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else os.fsencode(value)
+
+
 def interpreter() -> str:
     """Give the path of the Python that runs now, as hooks call it later."""
     return sys.executable
