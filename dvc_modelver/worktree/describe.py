@@ -306,12 +306,9 @@ def _version_at(repo: Repository, commit: str, path: str) -> KnownVersion | None
 
 
 def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
-    """Give the version with these bytes from HEAD's history, nearest first; None when they are new."""
+    """Give the version with these bytes from HEAD's history, nearest first, else from what was backfilled."""
     if repo.head is None:
         return None
-    before = repo.backfill.by_object.get(path, {}).get(md5)
-    if before is not None:
-        return KnownVersion(before.metadata, read_backfilled_table(repo.objects, before.metadata))
     wanted = f'"md5": "{md5}"'.encode()
     out = repo.git.run(
         "log",
@@ -338,7 +335,10 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
         found = _version_at(repo, commit, path)
         if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None and found.is_whole:
             return found
-    return None
+    before = repo.backfill.by_object.get(path, {}).get(md5)
+    if before is None:
+        return None
+    return KnownVersion(before.metadata, read_backfilled_table(repo.objects, before.metadata))
 
 
 def find_anywhere(repo: Repository, md5s: set[str], revs: Iterable[str] = ()) -> dict[str, KnownVersion]:
