@@ -67,17 +67,15 @@ class ObjectReader:
             NotFoundError: No such object, and none that a partial clone could fetch.
             UsageError: The blob is larger than `max_bytes`.
         """
-        import pygit2
-
         try:
-            blob = self._repo[oid]
+            kind, content = self._repo.read(oid)
         except (KeyError, ValueError) as err:
             return self._fetch_blob(oid, err)
-        if not isinstance(blob, pygit2.Blob):
-            raise NotFoundError(f"object {oid}: found a {blob.type_str}, expected a blob")
-        if blob.size > max_bytes:
-            raise UsageError(f"blob {oid}: {blob.size} bytes, expected at most {max_bytes}")
-        return bytes(blob.data)
+        if kind != _BLOB:
+            raise NotFoundError(f"object {oid}: found no blob, expected one")
+        if len(content) > max_bytes:
+            raise UsageError(f"blob {oid}: {len(content)} bytes, expected at most {max_bytes}")
+        return content
 
     def _fetch_blob(self, oid: str, why: Exception) -> bytes:
         """Have git fetch a blob that a partial clone lacks."""
@@ -166,6 +164,8 @@ class ObjectReader:
 
 
 _HEX = frozenset("0123456789abcdef")
+_BLOB = 3
+"""Git's number for a blob. Source: gitformat-pack(5), "Object types"."""
 
 
 def _entry(tree: pygit2.Tree, name: str) -> pygit2.Object | None:

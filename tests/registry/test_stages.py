@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -13,12 +15,13 @@ import jsonschema
 import pytest
 from gto.constants import VersionSort
 from gto.registry import GitRegistry
-from scmrepo.git import Git
+from scmrepo.git import Git as Scm
 
 from dvc_modelver import api
 from dvc_modelver.errors import EnvironmentFailed, NotFoundError, RefusedError, UsageError
+from dvc_modelver.git.porcelain import Git
 from dvc_modelver.registry.stages import held_before, tenures
-from dvc_modelver.registry.tags import ModelTag, stage_holder
+from dvc_modelver.registry.tags import ModelTag, read_tags, stage_holder
 from dvc_modelver.resources import read_schema
 from tests.registry.registry import MODEL, Registry
 from tests.sandbox import md5_of
@@ -27,7 +30,7 @@ from tests.sandbox import md5_of
 def held(box: Registry, stage: str = "prod") -> str:
     """Give the version that holds a stage, where this program and GTO agree."""
     ours = {t.stage: t.version for t in api.stages("net", folder=box.path)}
-    with Git(str(box.path)) as scm, GitRegistry.from_scm(scm) as registry:
+    with Scm(str(box.path)) as scm, GitRegistry.from_scm(scm) as registry:
         artifact = registry.get_state().find_artifact("net", create_new=True)
         theirs = artifact.get_vstages(versions_per_stage=1, sort=VersionSort.Timestamp)  # as gto show does
     assert {stage: holder.version[: len(ours[stage])] for stage, (holder,) in theirs.items()} == ours
@@ -90,8 +93,17 @@ def test_a_version_without_a_name_is_promoted_and_named_later(registry: Registry
     assert held(registry) == "v2.0.0"
 
 
+@pytest.fixture
+def utc() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("utc")
 def test_who_was_in_production_on_a_day(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
     for version, when in (
         ("v1.0.0", "2026-05-01T08:00"),
         ("v1.1.0", "2026-05-03T12:00"),
@@ -219,7 +231,10 @@ def test_tags_of_gto_are_read_and_followed(registry: Registry) -> None:
     registry.run("gto", "assign", "net", "--version", "v1.0.0", "--stage", "prod")
     assert held(registry) == "v1.0.0"
     assert promote(registry, "v1.1.0") == ("net#prod#2",)
-    assert held(registry) == "v1.1.0"  # in the same second
+    assert held(registry) == "v1.1.0"  # in the same second, so dated a second later
+    (made,) = [tag for tag in read_tags(Git(registry.path), "net") if tag.tag == "net#prod#2"]
+    while time.time() < made.time + 1:  # GTO takes the time as it is
+        time.sleep(0.05)
     registry.run("gto", "deprecate", "net", "v1.1.0", "prod")
     assert held(registry) == "v1.0.0"  # to GTO it was never taken out
     registry.run("gto", "assign", "net", "--version", "v1.2.0", "--stage", "live", "--simple", "true")
