@@ -45,6 +45,7 @@ bench: $(VENV)/made
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/run.py
 	@cd benchmarks && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/python exact.py
 	@cd benchmarks && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/python merge.py
+	@$(BIN)/python -m benchmarks.registry
 
 clean:
 	rm -rf $(VENV) .demo .bench build dist

@@ -15,9 +15,13 @@ from dvc_modelver._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dvc_modelver.api import add as add
+    from dvc_modelver.api import best as best
+    from dvc_modelver.api import bisect as bisect
+    from dvc_modelver.api import blame as blame
     from dvc_modelver.api import card as card
     from dvc_modelver.api import check as check
     from dvc_modelver.api import check_stage_of as check_stage_of
+    from dvc_modelver.api import compare_versions as compare_versions
     from dvc_modelver.api import demote as demote
     from dvc_modelver.api import describe_file as describe_file
     from dvc_modelver.api import diff as diff
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api import install as install
     from dvc_modelver.api import lineage as lineage
     from dvc_modelver.api import list_models as list_models
+    from dvc_modelver.api import list_versions as list_versions
     from dvc_modelver.api import load as load
     from dvc_modelver.api import log as log
     from dvc_modelver.api import merge as merge
@@ -57,8 +62,12 @@ if TYPE_CHECKING:
 _VERBS = frozenset(
     [
         "add",
+        "best",
+        "bisect",
+        "blame",
         "card",
         "check",
+        "compare_versions",
         "check_stage_of",
         "demote",
         "describe_file",
@@ -74,6 +83,7 @@ _VERBS = frozenset(
         "install",
         "lineage",
         "list_models",
+        "list_versions",
         "load",
         "log",
         "merge",

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from dvc_modelver.errors import BadMetadataError, word
@@ -61,11 +62,14 @@ class _Section:
     def from_dict(cls, data: object, where: str) -> Self:
         if not isinstance(data, dict):
             raise BadMetadataError(f"{where}: {cls.section!r} is {_kind(data)}, expected an object")
-        known = {_attribute(f.name): f for f in fields(cls) if f.name != "extra"}
+        known = _known_fields(cls)  # type: ignore[arg-type] # mypy 2 takes no class for hashable
         values: dict[str, Any] = {}
         for key, value in data.items():
             if key in known:
-                values[known[key].name] = _checked(value, str(known[key].type), f"{where}: {cls.section}.{key}")
+                name, types, wanted, is_optional = known[key]
+                if type(value) not in types and not (value is None and is_optional):
+                    raise BadMetadataError(f"{where}: {cls.section}.{key} is {_kind(value)}, expected {wanted}")
+                values[name] = tuple(value) if isinstance(value, list) else value
         for name in cls.required:
             if name not in values:
                 raise BadMetadataError(f"{where}: {cls.section}.{name} is missing, expected as the schema says")
@@ -87,22 +91,24 @@ def _kind(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _checked(value: Any, declared: str, where: str) -> Any:
-    kinds: tuple[tuple[str, tuple[type, ...], str], ...] = (
-        ("tuple", (list,), "a list"),
-        ("Mapping", (dict,), "an object"),
-        ("str", (str,), "a string"),
-        ("float", (int, float), "a number"),
-        ("int", (int,), "an integer"),
-    )
-    if value is None and "None" in declared:
-        return None
-    for start, types, wanted in kinds:
-        if declared.startswith(start):
-            if not isinstance(value, types) or isinstance(value, bool):
-                raise BadMetadataError(f"{where} is {_kind(value)}, expected {wanted}")
-            break
-    return tuple(value) if isinstance(value, list) else value
+_KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("tuple", (list,), "a list"),
+    ("Mapping", (dict,), "an object"),
+    ("str", (str,), "a string"),
+    ("float", (int, float), "a number"),
+    ("int", (int,), "an integer"),
+)
+
+
+@cache
+def _known_fields(cls: type[_Section]) -> dict[str, tuple[str, tuple[type, ...], str, bool]]:
+    """Give key -> (attribute, types of JSON values, what they are called, whether null stands for an absent one)."""
+    found = {}
+    for f in fields(cls):
+        if f.name != "extra":
+            types, wanted = next((types, wanted) for start, types, wanted in _KINDS if str(f.type).startswith(start))
+            found[_attribute(f.name)] = (f.name, types, wanted, "None" in str(f.type))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import math
 import posixpath
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from dvc_modelver.errors import BadMetadataError
@@ -112,11 +113,15 @@ def read_artifacts(read: ReadFile, folder: str) -> dict[str, dict[str, Any]]:
 
 
 def _read_yaml(read: ReadFile, path: str) -> Mapping[str, Any]:
+    text = read(path)
+    return {} if text is None else _parse_yaml(text, path)
+
+
+@lru_cache(maxsize=8)
+def _parse_yaml(text: bytes, path: str) -> Mapping[str, Any]:
+    """Parse a file; the names of all models may stand in one dvc.yaml, which is asked for each of them."""
     import yaml
 
-    text = read(path)
-    if text is None:
-        return {}
     try:
         data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
     except (yaml.YAMLError, RecursionError) as err:

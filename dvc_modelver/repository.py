@@ -194,7 +194,7 @@ class Repository:
     # Views
 
     @cached_property
-    def work_tree(self) -> WorkTreeView:
+    def work_tree(self) -> View:
         """The files on disk."""
         return WorkTreeView(self.top, self.git)
 

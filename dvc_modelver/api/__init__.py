@@ -15,25 +15,66 @@ if TYPE_CHECKING:
     from dvc_modelver.api.exchange import card, export, import_model
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
+    from dvc_modelver.api.history import best, bisect, list_models, list_versions, log
     from dvc_modelver.api.index import index
-    from dvc_modelver.api.inspect import check, describe_file, list_models, log, show, status
+    from dvc_modelver.api.inspect import check, describe_file, show, status
     from dvc_modelver.api.merges import merge_file
     from dvc_modelver.api.migrate import migrate
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
     from dvc_modelver.api.stages import check_stage_of, demote, promote, rollback_stage, stages
+    from dvc_modelver.api.tables import blame, compare_versions
     from dvc_modelver.api.tags import tag
     from dvc_modelver.api.track import add, mv, refresh, rm
     from dvc_modelver.api.transfer import pull, push
     from dvc_modelver.api.versions import load, rollback
 
 __all__ = [
-    "add", "card", "check", "check_stage_of", "demote", "describe_file", "diff", "doctor", "evaluate", "export",
-    "fsck", "gc", "import_model", "index", "init", "install", "lineage", "list_models", "load", "log", "merge",
-    "merge_file", "migrate", "mv", "promote", "pull", "push", "refresh", "rm", "rollback", "rollback_stage", "scan",
-    "show", "similar", "stages", "status", "tag", "uninstall",
-]  # fmt: skip
+    "add",
+    "best",
+    "bisect",
+    "blame",
+    "card",
+    "check",
+    "check_stage_of",
+    "compare_versions",
+    "demote",
+    "describe_file",
+    "diff",
+    "doctor",
+    "evaluate",
+    "export",
+    "fsck",
+    "gc",
+    "import_model",
+    "index",
+    "init",
+    "install",
+    "lineage",
+    "list_models",
+    "list_versions",
+    "load",
+    "log",
+    "merge",
+    "merge_file",
+    "migrate",
+    "mv",
+    "promote",
+    "pull",
+    "push",
+    "refresh",
+    "rm",
+    "rollback",
+    "rollback_stage",
+    "scan",
+    "show",
+    "similar",
+    "stages",
+    "status",
+    "tag",
+    "uninstall",
+]
 
 _ROOMS = {
     "ancestry": ("lineage",),
@@ -44,13 +85,15 @@ _ROOMS = {
     "fsck": ("fsck",),
     "index": ("index",),
     "gc": ("gc",),
-    "inspect": ("check", "describe_file", "list_models", "log", "show", "status"),
+    "history": ("best", "bisect", "list_models", "list_versions", "log"),
+    "inspect": ("check", "describe_file", "show", "status"),
     "merges": ("merge_file",),
     "migrate": ("migrate",),
     "nearest": ("similar",),
     "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),
     "stages": ("check_stage_of", "demote", "promote", "rollback_stage", "stages"),
+    "tables": ("blame", "compare_versions"),
     "tags": ("tag",),
     "track": ("add", "mv", "refresh", "rm"),
     "transfer": ("pull", "push"),

@@ -263,7 +263,7 @@ def _select_side(repo: Repository, text: str, like: Selected | None = None) -> S
 
 def selected_side(repo: Repository, chosen: Selected) -> Side:
     """Give a version as one side of a comparison."""
-    view: View = CommitView(chosen.commit, repo.objects) if chosen.commit else repo.work_tree
+    view: View = CommitView(chosen.commit, repo.objects, repo.backfill) if chosen.commit else repo.work_tree
     model = replace(chosen.model, metadata=chosen.metadata)
     return Side(
         model.path, chosen.label or view.label, _table(repo, view, model), chosen.metadata, chosen.metadata.md5,

@@ -1,4 +1,4 @@
-"""status, check, show, log, list: questions that change nothing."""
+"""status, check, show: questions that change nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dvc_modelver.api.select import find_known, select
+from dvc_modelver.api.elsewhere import open_repository
+from dvc_modelver.api.select import select
 from dvc_modelver.api.setup import hidden_models
 from dvc_modelver.checks import Problem, check_commits, check_tip, parents_of
 from dvc_modelver.errors import NotFoundError, UsageError, word
@@ -21,7 +22,7 @@ from dvc_modelver.metadata import (
 )
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.registry.evaluations import Evaluation, read_evaluations
-from dvc_modelver.registry.history import Version, iter_versions, paths_of, version_at
+from dvc_modelver.registry.history import ModelHistory
 from dvc_modelver.registry.notes import EVALUATIONS_REF, unsent
 from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.registry.signatures import Signature, verify_tag
@@ -233,47 +234,51 @@ class Shown:
     signatures: tuple[Signature, ...] = ()
 
 
-def show(reference: str, *, folder: Path | None = None) -> Shown:
+def show(
+    reference: str, *, repo: str | None = None, say: Say = lambda _line: None, folder: Path | None = None
+) -> Shown:
     """Give one version's card: of a model's current version, of ``NAME@V`` or of ``NAME#STAGE``.
+
+    Args:
+        reference: Which version.
+        repo: Another repository, by URL or path.
+        say: Takes lines for the user.
+        folder: Anywhere in the work tree.
 
     Raises:
         NotFoundError: No such model or version.
     """
-    repo = Repository.open(folder)
-    chosen = select(repo, reference)
-    view = repo.at(chosen.commit) if chosen.commit else repo.work_tree
-    entry = read_artifacts(repo.work_tree.read, "").get(chosen.model.name, {})
-    versions = (
-        {v.metadata.md5: v.commit for v in iter_versions(repo.git, repo.objects, chosen.model.path, "--all")}
-        if repo.head
-        else {}
-    )
-    md5s = _md5s_of_tags(repo, chosen.model)
-    tags = tuple(tag for tag in read_tags(repo.git, chosen.model.name) if md5s.get(tag.tag) == chosen.metadata.md5)
+    opened = open_repository(repo, folder, say)
+    chosen = select(opened, reference)
+    view = opened.at(chosen.commit) if chosen.commit else opened.work_tree
+    entry = read_artifacts(opened.work_tree.read, "").get(chosen.model.name, {})
+    history = ModelHistory(opened.git, opened.objects, chosen.model.path)
+    tags = [tag for tag in read_tags(opened.git, chosen.model.name) if _is_of(history, tag, chosen.metadata.md5)]
     labels = entry.get("labels")
     return Shown(
         model=chosen.model,
         metadata=chosen.metadata,
-        table=repo.table(view, chosen.model.path),
-        commit=chosen.commit or versions.get(chosen.metadata.md5, ""),
-        tags=tags,
+        table=opened.table(view, chosen.model.path),
+        commit=chosen.commit or (_commit_of(history, chosen.metadata.md5) if opened.head else ""),
+        tags=tuple(tags),
         description=str(entry.get("desc") or ""),
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
-        evaluations=tuple(read_evaluations(repo.objects, [chosen.metadata.md5]).get(chosen.metadata.md5, ())),
-        signatures=tuple(verify_tag(repo.git, tag.tag) for tag in tags if tag.signed),
+        evaluations=tuple(read_evaluations(opened.objects, [chosen.metadata.md5]).get(chosen.metadata.md5, ())),
+        signatures=tuple(verify_tag(opened.git, tag.tag) for tag in tags if tag.signed),
     )
 
 
-def _md5s_of_tags(repo: Repository, model: TrackedModel) -> dict[str, str]:
-    """Give tag -> md5 of the model at the tagged commit; tags of commits without it are left out."""
-    paths = paths_of(repo.git, repo.objects, model.path, "--all") if repo.head else [model.path]
-    found = {}
-    for tag in read_tags(repo.git, model.name):
-        try:
-            found[tag.tag] = version_at(repo.objects, paths, tag.commit, tag.tag).metadata.md5
-        except NotFoundError:
-            continue
-    return found
+def _commit_of(history: ModelHistory, md5: str) -> str:
+    """Give the commit that brought a version: of HEAD's history, else of any other; empty before it is committed."""
+    pools = (history.versions(rev) for rev in ("HEAD", "--all"))
+    return next((v.commit for pool in pools for v in pool if v.metadata.md5 == md5), "")
+
+
+def _is_of(history: ModelHistory, tag: ModelTag, md5: str) -> bool:
+    try:
+        return history.at(tag.commit, tag.tag).metadata.md5 == md5
+    except NotFoundError:
+        return False
 
 
 def describe_file(path: str | Path) -> tuple[TensorTable | None, str, int]:
@@ -286,74 +291,3 @@ def describe_file(path: str | Path) -> tuple[TensorTable | None, str, int]:
     if contents.warning:
         raise UsageError(contents.warning)
     return contents.table, contents.format, contents.hashes.size
-
-
-@dataclass(frozen=True)
-class LoggedVersion:
-    """One line of ``log``: a version with its tags, and whether the work tree's metadata is its own."""
-
-    version: Version
-    tags: tuple[str, ...]
-    is_current: bool
-
-
-def log(reference: str, *, everywhere: bool = False, folder: Path | None = None) -> list[LoggedVersion]:
-    """Give the versions of a model, newest first.
-
-    Args:
-        reference: Name or path.
-        everywhere: All refs rather than HEAD's history.
-        folder: Anywhere in the work tree.
-
-    Raises:
-        NotFoundError: No such model.
-    """
-    repo = Repository.open(folder)
-    model = find_known(repo, reference)
-    if repo.head is None:
-        return []
-    md5s = _md5s_of_tags(repo, model)
-    now = model.metadata.md5 if model.metadata is not None else None
-    return [
-        LoggedVersion(v, tuple(t for t, md5 in md5s.items() if md5 == v.metadata.md5), v.metadata.md5 == now)
-        for v in iter_versions(repo.git, repo.objects, model.path, "--all" if everywhere else "HEAD")
-    ]
-
-
-@dataclass(frozen=True)
-class ListedModel:
-    """One line of ``list``: a model of the work tree with its versions.
-
-    Attributes:
-        versions: All its semantic versions.
-        here: Those of the version that the work tree has.
-    """
-
-    name: str
-    path: str
-    metadata: ModelMetadata | None
-    versions: tuple[str, ...]
-    here: tuple[str, ...]
-    stages: tuple[str, ...]
-
-
-def list_models(*, folder: Path | None = None) -> list[ListedModel]:
-    """Give all models of the work tree with their tagged versions and the stages they hold."""
-    repo = Repository.open(folder)
-    tags = read_tags(repo.git)
-    found = []
-    for model in repo.models(repo.work_tree):
-        own = [t for t in tags if t.name == model.name]
-        md5s, md5 = (_md5s_of_tags(repo, model) if own else {}), model.metadata.md5 if model.metadata else None
-        latest: dict[str, ModelTag] = {}
-        for tag in sorted((t for t in own if t.stage), key=lambda t: t.counter):
-            latest[tag.stage] = tag
-        found.append(
-            ListedModel(
-                model.name, model.path, model.metadata,
-                tuple(t.version for t in own if t.version),
-                tuple(t.version for t in own if t.version and md5s.get(t.tag) == md5),
-                tuple(sorted(stage for stage, tag in latest.items() if tag.active)),
-            )
-        )  # fmt: skip
-    return found

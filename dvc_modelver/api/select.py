@@ -96,10 +96,14 @@ def select(repo: Repository, reference: str) -> Selected:
 
 
 def _pointer_at(repo: Repository, commit: str, path: str) -> Pointer:
-    view: View = CommitView(commit, repo.objects)
-    for pointer in repo.pointers(view):
-        if pointer.path == path:
-            return pointer
+    view: View = CommitView(commit, repo.objects, repo.backfill)
+    try:
+        beside = repo.pointers_in(view, f"{path}.dvc")
+    except BadMetadataError:
+        beside = []
+    fits = [p for p in beside if p.path == path] or [p for p in repo.pointers(view) if p.path == path]
+    if fits:
+        return fits[0]
     raise NotFoundError(f"{commit[:8]}: has metadata of {path} but no pointer", hint=f"git show --stat {commit[:8]}")
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.models import CommandInfo
 
 from dvc_modelver import api
 from dvc_modelver._version import __version__
-from dvc_modelver.cli import cards, evaluations, exchange, lineage, objects, reports, stages
+from dvc_modelver.cli import cards, evaluations, exchange, history, lineage, objects, reports, stages
 from dvc_modelver.cli.output import (
     Format,
     FormatOption,
     JsonFlag,
+    OtherRepository,
     OutputFile,
     emit,
     emit_json,
@@ -55,7 +59,8 @@ app = typer.Typer(
 def run(args: list[str]) -> int:
     """Run the command line and give the exit code."""
     try:
-        result = app(args or ["--help"], standalone_mode=False, prog_name="modelver")
+        with _only(args[:1]):
+            result = app(args or ["--help"], standalone_mode=False, prog_name="modelver")
     except typer.Exit as err:
         return err.exit_code
     except (typer.Abort, KeyboardInterrupt):
@@ -74,6 +79,21 @@ def run(args: list[str]) -> int:
         say(f"modelver: {report_bug(err, args)}")
         return 3
     return result if isinstance(result, int) else 0
+
+
+@contextmanager
+def _only(names: list[str]) -> Iterator[None]:
+    """Leave out the commands that were not asked for, where one was: to work out the options of all takes 30 ms."""
+    everything = app.registered_commands
+    app.registered_commands = [c for c in everything if _name_of(c) in names] or everything
+    try:
+        yield
+    finally:
+        app.registered_commands = everything
+
+
+def _name_of(command: CommandInfo) -> str:
+    return command.name or str(getattr(command.callback, "__name__", "")).replace("_", "-")
 
 
 _USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -324,11 +344,12 @@ def show(
         str, typer.Argument(metavar="NAME[@V]|FILE", help="A model, one of its versions, or any model file.")
     ],
     all_tensors: Annotated[bool, typer.Option("--all-tensors", help="List every tensor.")] = False,
+    repo: OtherRepository = None,
     output: OutputFile = None,
     json: JsonFlag = False,
 ) -> None:
     """Show one version's card."""
-    card = cards.find_card(reference)
+    card = cards.find_card(reference, repo)
     if json:
         emit_json(card.document(), output)
     else:
@@ -351,33 +372,7 @@ def scan(
     return int(any(one.verdict != "safe" for one in found))
 
 
-@app.command()
-def log(
-    name: Annotated[str, typer.Argument(help="Model, by name or path.")],
-    everywhere: Annotated[bool, typer.Option("--all", help="Versions of all branches and tags.")] = False,
-    limit: Annotated[int | None, typer.Option("-n", help="At most so many, newest first.", min=1)] = None,
-    fmt: FormatOption = Format.TEXT,
-    open_: Annotated[bool, typer.Option("--open", help="Open the HTML page in the browser.")] = False,
-    output: OutputFile = None,
-    json: JsonFlag = False,
-) -> None:
-    """List the versions of a model, newest first; as HTML, with charts of metrics and similarity."""
-    found = api.log(name, everywhere=everywhere)[:limit]
-    if json or fmt is Format.JSON:
-        emit_json(cards.log_document(found), output)
-    elif fmt is Format.HTML or open_:
-        reports.emit_page(reports.history_page(name, found), output, opening=open_)
-    elif fmt is Format.MARKDOWN:
-        raise UsageError("log: has no Markdown format, expected text, json or html", hint=f"modelver log {name}")
-    else:
-        emit_lines(cards.log_lines(found), output)
-
-
-@app.command("list")
-def list_(output: OutputFile = None, json: JsonFlag = False) -> None:
-    """List all models with their versions."""
-    found = api.list_models()
-    emit_json(cards.list_document(found), output) if json else emit_lines(cards.list_lines(found), output)
+history.register(app)
 
 
 @app.command()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dvc_modelver import api
-from dvc_modelver.cli.output import render_table
+from dvc_modelver.cli.output import render_table, say
 from dvc_modelver.errors import ModelverError, NotFoundError
 from dvc_modelver.formats.base import printable
 from dvc_modelver.progress import human_bytes
 
 if TYPE_CHECKING:
-    from dvc_modelver.api.inspect import ListedModel, LoggedVersion, ModelStatus, Shown
+    from dvc_modelver.api.inspect import ModelStatus, Shown
     from dvc_modelver.api.setup import Finding, Step
     from dvc_modelver.api.versions import RolledBack
     from dvc_modelver.checks import Problem
@@ -168,13 +168,15 @@ class Card(Protocol):
         """Give the lines for a person."""
 
 
-def find_card(reference: str) -> Card:
+def find_card(reference: str, repo: str | None = None) -> Card:
     """Give the card of a model, of one of its versions, or of any model file on disk."""
     from dvc_modelver.api.select import is_file_name
 
     try:
-        return VersionCard(api.show(reference))
+        return VersionCard(api.show(reference, repo=repo, say=say))
     except ModelverError:
+        if repo is not None:
+            raise
         if Path(reference).exists():
             table, fmt, size = api.describe_file(reference)
             return FileCard(reference, fmt, size, table)
@@ -334,86 +336,3 @@ def _tensor_lines(table: TensorTable | None, all_tensors: bool) -> list[str]:
 
 def _stat(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-# log and list
-
-
-def log_document(found: Sequence[LoggedVersion]) -> dict[str, Any]:
-    """Give the document of log."""
-    return {
-        "versions": [
-            {
-                "commit": v.version.commit,
-                "date": v.version.date,
-                "author": v.version.author,
-                "subject": v.version.subject,
-                "tags": list(v.tags),
-                "current": v.is_current,
-                **v.version.metadata.to_dict(),
-            }
-            for v in found
-        ]
-    }  # fmt: skip
-
-
-def log_lines(found: Sequence[LoggedVersion]) -> list[str]:
-    """Give one line per version."""
-    if not found:
-        return ["no version was committed yet"]
-    rows = []
-    for item in found:
-        v, meta = item.version, item.version.metadata
-        change = meta.change.kind if meta.change and meta.version.update != "merge" else meta.version.update
-        l2 = f"{meta.change.relative_l2:.3g}" if meta.change and meta.change.relative_l2 is not None else "-"
-        tags = " ".join(t.partition("@")[2] or "#" + t.partition("#")[2] for t in item.tags)
-        rows.append(
-            [
-                f"{v.number}{' *' if item.is_current else '  '}",
-                v.metadata.md5[:8],
-                v.date[:10],
-                change,
-                l2,
-                _metrics(meta.training.metrics),
-                tags,
-                v.subject,
-            ]
-        )
-    return render_table(
-        ["version", "md5", "date", "change", "rel. L2", "metrics", "tags", "commit"], rows, right=(0, 4)
-    )
-
-
-def _metrics(values: Mapping[str, Any] | None) -> str:
-    shown = [f"{k}={_number(v)}" for k, v in list((values or {}).items())[:2]]
-    return " ".join(shown) + (" ..." if values and len(values) > 2 else "")
-
-
-def list_document(found: Sequence[ListedModel]) -> dict[str, Any]:
-    """Give the document of list."""
-    return {
-        "models": [
-            {"name": m.name, "path": m.path, "number": m.metadata.version.number if m.metadata else None,
-             "md5": m.metadata.md5 if m.metadata else None, "bytes": m.metadata.model.bytes_ if m.metadata else None,
-             "versions": list(m.versions), "stages": list(m.stages)}
-            for m in found
-        ]
-    }  # fmt: skip
-
-
-def list_lines(found: Sequence[ListedModel]) -> list[str]:
-    """Give one line per model."""
-    if not found:
-        return ["no models yet: modelver add PATH, or git add a file of weights"]
-    rows = [
-        [
-            m.name,
-            str(m.metadata.version.number) if m.metadata else "-",
-            " ".join(m.here) or "-",
-            " ".join(m.stages) or "-",
-            human_bytes(m.metadata.model.bytes_) if m.metadata else "-",
-            m.path,
-        ]
-        for m in found
-    ]
-    return render_table(["name", "version", "tagged", "stages", "size", "path"], rows, right=(1, 4))

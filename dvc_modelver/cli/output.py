@@ -18,6 +18,10 @@ from dvc_modelver.worktree.state import write_file
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="Write the result to a file.", dir_okay=False)]
 
+OtherRepository = Annotated[
+    str | None, typer.Option("--repo", metavar="URL|PATH", help="Another repository, as its HEAD has it.")
+]
+
 
 class Format(StrEnum):
     """How a result is written."""

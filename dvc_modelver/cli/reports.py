@@ -14,7 +14,6 @@ from dvc_modelver.cli.output import Format, emit, render_table, say, wants_color
 from dvc_modelver.errors import UsageError
 
 if TYPE_CHECKING:
-    from dvc_modelver.api.inspect import LoggedVersion
     from dvc_modelver.api.nearest import Ranked
     from dvc_modelver.diff.changes import ModelDiff
 
@@ -108,35 +107,6 @@ def is_below(change: ModelDiff, limit: float) -> bool:
     if change.kind == "identical" or change.bytes_equal:
         return False
     return change.cosine is None or change.cosine < limit
-
-
-def history_page(name: str, found: Sequence[LoggedVersion]) -> str:
-    """Give the page of a model's history: metrics, and the distance to the version before, over the versions."""
-    from dvc_modelver.diff.render.html import render_page
-
-    oldest_first = list(reversed(found))
-    labels = [str(item.version.number) for item in oldest_first]
-    facts = [item.version.metadata for item in oldest_first]
-    metrics = sorted({key for m in facts for key in m.training.metrics or {}})
-    charts = [
-        {
-            "title": key,
-            "points": [[at, (m.training.metrics or {}).get(key)] for at, m in zip(labels, facts, strict=True)],
-        }
-        for key in metrics
-    ]
-    for title, attribute in (
-        ("Relative L2 to the version before", "relative_l2"),
-        ("Cosine similarity to the version before", "cosine"),
-    ):
-        points = [[at, getattr(m.change, attribute, None)] for at, m in zip(labels, facts, strict=True)]
-        charts.append({"title": title, "points": points})
-    rows = [["version", "md5", "date", "change", "tags", "commit"]]
-    for item in found:
-        v = item.version
-        kind = v.metadata.change.kind if v.metadata.change else v.metadata.version.update
-        rows.append([str(v.number), v.metadata.md5[:8], v.date[:10], kind, " ".join(item.tags), v.subject])
-    return render_page(f"{name}: versions", {"charts": charts, "rows": rows})
 
 
 def similar_document(found: Sequence[Ranked]) -> dict[str, Any]:

@@ -35,8 +35,13 @@ class Layout:
         return (self.top / Git(self.top).text("rev-parse", "--git-path", "hooks")).resolve()
 
 
-def find_layout(folder: Path) -> Layout:
+def find_layout(folder: Path, *, is_other: bool = False) -> Layout:
     """Find the repository around `folder`, or the one that ``GIT_DIR`` names.
+
+    Args:
+        folder: Anywhere in the work tree.
+        is_other: Another repository than the one that is worked in: ``GIT_DIR`` is not meant, and it may be bare; its
+            Git folder stands for the top then.
 
     Raises:
         UsageError: `folder` is in no Git repository, or in a bare one, or inside the Git folder.
@@ -46,7 +51,8 @@ def find_layout(folder: Path) -> Layout:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
     try:
-        repo = pygit2.Repository(str(folder), pygit2.enums.RepositoryOpenFlag.FROM_ENV)
+        flags = pygit2.enums.RepositoryOpenFlag
+        repo = pygit2.Repository(str(folder), flags.DEFAULT if is_other else flags.FROM_ENV)
     except pygit2.GitError as err:
         if "not owned by" in str(err):
             raise UsageError(
@@ -55,12 +61,14 @@ def find_layout(folder: Path) -> Layout:
             ) from err
         raise UsageError(f"{folder}: not in a Git repository", hint="modelver init") from err
     git_dir = Path(repo.path)
+    if repo.is_bare and is_other:
+        return Layout(git_dir, git_dir, git_dir.resolve())
     if repo.is_bare or repo.workdir is None:
         raise UsageError(
             f"{git_dir}: a bare repository has no work tree, expected one",
             hint="git clone it, then run modelver there",
         )
-    if folder.resolve().is_relative_to(git_dir.resolve()):
+    if folder.resolve().is_relative_to(git_dir.resolve()) and not is_other:
         raise UsageError(f"{folder}: inside the Git folder, expected a work tree", hint="cd to the work tree")
     try:
         common_dir = git_dir / (git_dir / "commondir").read_text().strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 
 class ObjectReader:
-    """The object database of one repository, read only."""
+    """The object database of one repository, read only.
 
-    def __init__(self, git_dir: Path) -> None:
+    With `is_other` it is not the repository whose hook may be running; see `Git`.
+    """
+
+    def __init__(self, git_dir: Path, *, is_other: bool = False) -> None:
         import pygit2
 
+        self._git = Git(git_dir, is_other=is_other)
         try:
             self._repo = pygit2.Repository(str(git_dir), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
         except pygit2.GitError as err:
@@ -42,6 +46,16 @@ class ObjectReader:
             return str(self._repo.references[name].peel(pygit2.Commit).id)
         except (KeyError, ValueError, pygit2.GitError):
             return None
+
+    def has_tags(self) -> bool:
+        """Whether there is any tag."""
+        return any(name.startswith("refs/tags/") for name in self._repo.references)
+
+    def fetches_no_tags(self) -> bool:
+        """Whether a remote is configured to be fetched without its tags, as ``git clone --no-tags`` does."""
+        config = self._repo.config
+        keys = [f"remote.{name}.tagopt" for name in self._repo.remotes.names() if name]
+        return any(key in config and config[key] == "--no-tags" for key in keys)
 
     def is_ancestor(self, old: str, new: str) -> bool:
         """Whether one commit is another, or in its history."""
@@ -79,10 +93,24 @@ class ObjectReader:
 
     def _fetch_blob(self, oid: str, why: Exception) -> bytes:
         """Have git fetch a blob that a partial clone lacks."""
-        code, content = Git(Path(self._repo.path)).run_for_code("cat-file", "blob", oid, codes=(0, 1, 128))
+        code, content = self._git.run_for_code("cat-file", "blob", oid, codes=(0, 1, 128))
         if code != 0:
             raise NotFoundError(f"blob {oid}: not in this repository", hint="git fetch --refetch") from why
         return content
+
+    def prefetch(self, oids: Iterable[str]) -> None:
+        """Have git fetch the blobs that a partial clone lacks, all at once; elsewhere, and offline, nothing is done."""
+        config = self._repo.config
+        promisors = [name for name in self._repo.remotes.names() if name and f"remote.{name}.promisor" in config]
+        if not promisors:
+            return
+        missing = [oid for oid in dict.fromkeys(oids) if set(oid) != {"0"} and oid not in self._repo.odb]
+        if missing:
+            self._git.run_for_code(
+                "-c", "fetch.negotiationAlgorithm=noop", "fetch", promisors[0], "--quiet", "--no-tags",
+                "--no-write-fetch-head", "--recurse-submodules=no", "--filter=blob:none", "--stdin",
+                stdin="".join(f"{oid}\n" for oid in missing).encode(), codes=(0, 1, 128),
+            )  # fmt: skip
 
     def blob_size(self, oid: str) -> int:
         """Give a blob's size in bytes without reading it; 0 for an object that is no blob or not here."""

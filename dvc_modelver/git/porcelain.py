@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
 
 ZERO_OID = "0" * 40
+_ENV = {"LC_ALL": "C", "LANGUAGE": "C", "GIT_OPTIONAL_LOCKS": "0", "MODELVER_SKIP": "1"}
+_LOCAL = frozenset(
+    f"GIT_{name}" for name in ("ALTERNATE_OBJECT_DIRECTORIES", "COMMON_DIR", "DIR", "INDEX_FILE", "OBJECT_DIRECTORY",
+                               "PREFIX", "SHALLOW_FILE", "WORK_TREE")
+)  # fmt: skip
+"""What Git tells its hooks of their repository. Source: ``git rev-parse --local-env-vars``."""
 
 
 class GitFailed(UsageError):  # noqa: N818 - what happened, not a name for a bug
@@ -49,16 +54,12 @@ class Git:
 
     The variables that Git sets for its hooks (``GIT_DIR``, ``GIT_INDEX_FILE``...) are passed on, so that a
     hook works on the index of the command that called it. Hooks of ours that such a call sets off do nothing.
+    With `is_other` the folder is of another repository, for which those variables are not meant.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_other: bool = False) -> None:
         self.folder = folder
-
-    @cached_property
-    def _git(self) -> Any:
-        import git
-
-        return git.Git(str(self.folder))
+        self._dropped = _LOCAL if is_other else frozenset[str]()
 
     def run(
         self,
@@ -101,36 +102,21 @@ class Git:
         self, *args: str, stdin: bytes | None = None, env: dict[str, str] | None = None, literal: bool = True
     ) -> tuple[int, bytes, str]:
         """Run ``git <args>`` like `run` and give its exit code, whichever, and what it wrote on both streams."""
-        import tempfile
+        command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotepath=false"]
+        command += [*["--literal-pathspecs"] * literal, *args]
+        try:
+            done = subprocess.run(
+                command, cwd=self.folder, env=self._environment() | (env or {}), input=stdin or b"",
+                capture_output=True, check=False,
+            )  # fmt: skip
+        except FileNotFoundError as err:
+            if self.folder.is_dir():
+                raise EnvironmentFailed("git: program not found", hint="install Git 2.36 or newer") from err
+            raise
+        return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace")
 
-        import git
-
-        command = [
-            "git",
-            "-c",
-            "core.fsmonitor=false",
-            "-c",
-            "core.quotepath=false",
-            *["--literal-pathspecs"] * literal,
-            *args,
-        ]
-        with tempfile.TemporaryFile() as feed:
-            if stdin is not None:
-                feed.write(stdin)
-                feed.seek(0)
-            try:
-                code, out, err = self._git.execute(
-                    command,
-                    istream=feed,
-                    with_extended_output=True,
-                    with_exceptions=False,
-                    stdout_as_string=False,
-                    strip_newline_in_stdout=False,
-                    env={"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "MODELVER_SKIP": "1"} | (env or {}),
-                )
-            except git.GitCommandNotFound as err_:
-                raise EnvironmentFailed("git: program not found", hint="install Git 2.36 or newer") from err_
-        return code, _bytes(out), _text(err)
+    def _environment(self) -> dict[str, str]:
+        return {key: value for key, value in os.environ.items() if key not in self._dropped} | _ENV
 
     def text(self, *args: str, codes: Sequence[int] = (0,)) -> str:
         """Run ``git <args>`` and give its output as text without the final newline."""
@@ -195,13 +181,11 @@ class Git:
 
     def iter_blob(self, oid: str) -> Iterator[bytes]:
         """Give a blob's bytes in pieces of at most 1 MiB, whatever its size."""
-        process = self._git.execute(["git", "cat-file", "blob", oid], as_process=True)
-        try:
+        command = ["git", "cat-file", "blob", oid]
+        with subprocess.Popen(command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
             while piece := process.stdout.read(1 << 20):
                 yield piece
-        finally:
-            process.stdout.close()
-            process.wait()
 
     def index_entries(self, *paths: str) -> dict[str, tuple[str, str]]:
         """Give path -> (mode, blob id) of the index; stages of a conflict are left out."""
@@ -279,14 +263,6 @@ def _iter_raw(out: bytes) -> Iterator[Change]:
 def _change(entry: bytes, path: bytes) -> Change:
     old_mode, new_mode, old_oid, new_oid, status = entry.decode().lstrip(":").split(" ")
     return Change(os.fsdecode(path), status[0], old_mode, new_mode, old_oid, new_oid)
-
-
-def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode("utf-8", "replace")
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value if isinstance(value, bytes) else os.fsencode(value)
 
 
 def interpreter() -> str:

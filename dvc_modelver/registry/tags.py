@@ -128,7 +128,11 @@ def read_tags(git: Git, name: str | None = None) -> list[ModelTag]:
 
     Versions that ``gto deprecate`` took back are left out, as GTO does.
     """
-    out = git.run("for-each-ref", f"--format={'%00'.join(_FIELDS)}%00%00", "refs/tags")
+    if name is not None and not NAME.fullmatch(name):
+        return []
+    ends = ["@*", "#*", "#*/**"]  # a stage may have a slash, which * does not match
+    refs = ["refs/tags"] if name is None else [f"refs/tags/{name}{end}" for end in ends]
+    out = git.run("for-each-ref", f"--format={'%00'.join(_FIELDS)}%00%00", *refs)
     found: list[ModelTag] = []
     for record in out.decode("utf-8", "replace").split("\0\0\n"):
         parts = record.split("\0")

@@ -122,6 +122,34 @@ def test_lines_that_are_not_ours_are_left_out(old: Sandbox) -> None:
     assert old.git("for-each-ref", "--format=%(refname)", "refs/notes").split() == [METADATA_REF, TENSORS_REF]
 
 
+def test_history_answers_as_if_the_commits_had_metadata(old: Sandbox) -> None:
+    assert "no version was committed yet" in old.modelver("log", "net")
+    api.index("HEAD", folder=old.path)
+    first, second, _, fourth, _ = commits(old)
+    found = json.loads(old.modelver("log", "net", "--json"))["versions"]
+    assert [(v["version"]["number"], v["commit"]) for v in found] == [(3, fourth), (2, second), (1, first)]
+    assert [(v["version"]["number"], v["subject"]) for v in json.loads(old.modelver("log", TREE, "--json"))["versions"]] == [
+        (2, "commit 2"), (1, "commit 0"),
+    ]  # fmt: skip
+    assert "net version 2" in old.modelver("show", "net@2")
+    assert old.modelver("best", TREE, "--metric", "acc").splitlines()[1].split()[0] == "tree@2"
+    assert len(json.loads(old.modelver("list", "--versions", "--json"))["versions"]) == 5
+    assert "retrained" in old.modelver("compare", "net@1", "net@3")
+    assert {t["number"] for t in json.loads(old.modelver("blame", "net@3", "--json"))["tensors"]} == {3}
+    # once the tool is there for good, a version is that of its metadata file, and its commit the one that has it
+    old.modelver("init")
+    old.modelver("add", "--all")
+    old.git("add", ".")
+    old.git("commit", "-q", "-m", "with metadata")
+    found = json.loads(old.modelver("log", "net", "--json"))["versions"]
+    assert [(v["version"]["number"], v["subject"]) for v in found] == [
+        (1, "with metadata"), (3, "commit 3"), (2, "commit 1"),
+    ]  # fmt: skip
+    old.git("tag", "-a", "-m", "as gto does", "net@v1.0.0", second)
+    found = json.loads(old.modelver("log", "net", "--json"))["versions"]
+    assert [v["tags"] for v in found] == [[], [], ["net@v1.0.0"]]
+
+
 def test_lineage_knows_where_it_comes_from(old: Sandbox) -> None:
     api.index("HEAD", folder=old.path)
     old.git("tag", "-a", "net@v1.0.0", "-m", "second", commits(old)[1])
