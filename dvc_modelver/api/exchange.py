@@ -20,7 +20,7 @@ from dvc_modelver.formats import known_suffixes
 from dvc_modelver.formats.folder import is_model_folder
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.pipeline import is_finite
-from dvc_modelver.registry.evaluations import measured_metrics, read_evaluations
+from dvc_modelver.registry.evaluations import measured_metrics
 from dvc_modelver.registry.graph import Key
 from dvc_modelver.registry.lineage import Lineage
 from dvc_modelver.repository import Repository
@@ -38,14 +38,12 @@ def read_release(reference: str, *, folder: Path | None = None) -> Release:
     Raises:
         NotFoundError: No such model or version.
     """
-    repo = Repository.open(folder)
     shown = show(reference, folder=folder)
     metadata, name = shown.metadata, shown.model.name
     structure = shown.table.structure if shown.table is not None else {}
-    evaluations = read_evaluations(repo.objects, [metadata.md5]).get(metadata.md5, [])
     facts: dict[str, Any] = {
         "description": shown.description, "labels": shown.labels, "structure": structure,
-        "metrics": measured_metrics(metadata, evaluations),
+        "metrics": measured_metrics(metadata, shown.evaluations),
     }  # fmt: skip
     declared = structure.get("adapter_config.base_model_name_or_path")
     bases = ((declared, "adapter"),) if isinstance(declared, str) and declared else ()
