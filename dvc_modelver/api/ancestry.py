@@ -19,6 +19,7 @@ from dvc_modelver.diff.adapters import find_layers, find_targets
 from dvc_modelver.diff.changes import Side
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import NotFoundError, UsageError
+from dvc_modelver.metadata import table_path
 from dvc_modelver.registry.graph import Key, reversed_edges
 from dvc_modelver.registry.history import Version
 from dvc_modelver.registry.lineage import Ancestor, Lineage, Recorded, read_lineage
@@ -225,12 +226,14 @@ class _Measuring:
         same = _same_values(version, rivals)
         if same is not None:
             return same
-        near = [found for v in rivals if _is_like(v, version) and (found := self._compare(v, version))]
+        alike = [v for v in rivals if _is_like(v, version)]
+        self._prefetch([version, *alike])
+        near = [found for v in alike if (found := self._compare(v, version))]
         near = [a for a in near if (a.cosine or 0) >= VARIANT_COSINE and a.relative_l2 is not None]
         near = [a for a in near if a.relative_l2 is not None and a.relative_l2 <= VARIANT_DISTANCE]
         best = min((a.relative_l2 for a in near if a.relative_l2 is not None), default=0.0)
-        alike = [a for a in near if (a.relative_l2 or 0.0) <= best * ALIKE]
-        found = alike[-1] if alike else self._base_of_adapter(version, rivals)
+        nearest = [a for a in near if (a.relative_l2 or 0.0) <= best * ALIKE]
+        found = nearest[-1] if nearest else self._base_of_adapter(version, rivals)
         self.unmeasured += self._is_over
         return found
 
@@ -241,6 +244,12 @@ class _Measuring:
             end = bisect_left(own, _age(version), key=_age)
             before += own[max(0, end - MAX_CANDIDATES) : end]
         return sorted(before, key=_age, reverse=True)
+
+    def _prefetch(self, versions: Iterable[Recorded]) -> None:
+        """Have a clone without blobs fetch tensor tables all at once."""
+        objects = self._repo.objects
+        new = (v for v in versions if v.key not in self._sides)
+        objects.prefetch(oid for v in new if (oid := objects.find_blob(v.commit, table_path(v.path))))
 
     def _compare(self, parent: Recorded, child: Recorded) -> Ancestor | None:
         cost = parent.facts.n_tensors + child.facts.n_tensors
