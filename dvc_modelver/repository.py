@@ -110,7 +110,9 @@ class CommitView:
     def read(self, path: str) -> bytes | None:
         """Give the committed bytes at `path`."""
         found = self._objects.read_file(self.commit, path)
-        return self._backfill.read(self.commit, path) if found is None and self._backfill is not None else found
+        if found is None and self._backfill is not None:
+            return self._backfill.read(self._objects, self.commit, path)
+        return found
 
     def paths(self, wanted: Callable[[str], bool]) -> list[str]:
         """Give the committed paths that are `wanted`."""
@@ -210,7 +212,7 @@ class Repository:
         """
         return CommitView(self.git.commit_of(rev), self.objects, self.backfill)
 
-    @cached_property
+    @property
     def backfill(self) -> Backfill:
         """What notes say of commits that were made without metadata."""
         return read_backfill(self.objects)

@@ -10,7 +10,7 @@ from dvc_modelver.checks import parents_of
 from dvc_modelver.errors import BadMetadataError, ModelverError, UsageError, word
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
 from dvc_modelver.progress import ProgressLine
-from dvc_modelver.registry.backfill import Backfilled, keep, read_backfill
+from dvc_modelver.registry.backfill import Backfilled, keep, read_backfill, read_backfilled_table
 from dvc_modelver.repository import CommitView, Repository, is_pointer_file
 from dvc_modelver.store.folders import is_folder_oid
 from dvc_modelver.store.pointers import Pointer
@@ -84,7 +84,7 @@ class _Job:
         backfill = read_backfill(repo.objects)
         self.noted = {(commit, one.path) for commit, found in backfill.by_commit.items() for one in found}
         self.versions = {
-            (path, md5): KnownVersion(one.metadata, backfill.table(one.metadata))
+            (path, md5): KnownVersion(one.metadata, read_backfilled_table(repo.objects, one.metadata))
             for path, found in backfill.by_object.items()
             for md5, one in found.items()
         }

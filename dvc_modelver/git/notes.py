@@ -54,6 +54,7 @@ def read_notes(objects: ObjectReader, tips: Iterable[str], only: Iterable[str] |
         else:
             for oid in wanted:
                 blobs.setdefault(oid, {}).update((blob, None) for _, blob in objects.find_notes(tip, oid))
+    objects.prefetch(blob for several in blobs.values() for blob in several)
     found = {}
     for oid, several in blobs.items():
         lines: dict[bytes, None] = {}

@@ -36,12 +36,12 @@ def add_refspec(git: Git, remote: str, pattern: str) -> None:
 
 
 def remove_refspecs(git: Git, objects: ObjectReader, pattern: str) -> list[str]:
-    """Take out what `add_refspec` wrote; give the remotes that had it."""
-    found = [name for name, specs in objects.remotes().items() if refspec(name, pattern) in specs]
-    for name in found:
-        key = f"remote.{name}.fetch"
-        git.run("config", "--local", "--fixed-value", "--unset-all", key, refspec(name, pattern), codes=(0, 5))
-    return found
+    """Take out what `add_refspec` wrote, also of a remote that was renamed since; give the remotes that had it."""
+    start = refspec("", pattern).partition(":")[0] + ":"
+    found = [(name, spec) for name, specs in objects.remotes().items() for spec in specs if spec.startswith(start)]
+    for name, spec in found:
+        git.run("config", "--local", "--fixed-value", "--unset-all", f"remote.{name}.fetch", spec, codes=(0, 5))
+    return list(dict.fromkeys(name for name, _ in found))
 
 
 def fetch_notes(git: Git, remote: str, refs: Sequence[str]) -> None:

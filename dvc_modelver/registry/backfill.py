@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from dvc_modelver.errors import BadMetadataError
 from dvc_modelver.git.notes import append_notes, blob_id, committer, notes_tips, read_notes
@@ -73,14 +74,13 @@ class Backfill:
         by_object: path -> md5 -> version.
     """
 
-    objects: ObjectReader
     by_commit: Mapping[str, list[Backfilled]] = field(default_factory=dict)
     by_object: Mapping[str, dict[str, Backfilled]] = field(default_factory=dict)
 
-    def find(self, commit: str, path: str) -> Backfilled | None:
+    def find(self, objects: ObjectReader, commit: str, path: str) -> Backfilled | None:
         """Give the version that a commit's pointer names of a model; None where nothing was backfilled for it."""
         for file, known in self._by_pointer(path).items():
-            text = self.objects.read_file(commit, file)
+            text = objects.read_file(commit, file)
             if text is None:
                 continue
             try:
@@ -98,38 +98,29 @@ class Backfill:
             found.setdefault(one.pointer, {})[md5] = one
         return found
 
-    def read(self, commit: str, file: str) -> bytes | None:
+    def read(self, objects: ObjectReader, commit: str, file: str) -> bytes | None:
         """Give a metadata file or tensor table that a commit does not have; None for any other file."""
         path = find_model_path(file)
         if path is None or path not in self.by_object:
             return None
-        one = self.find(commit, path)
+        one = self.find(objects, commit, path)
         if one is None or file == metadata_path(path):
             return None if one is None else one.metadata.render()
-        return self.table(one.metadata)
+        return read_backfilled_table(objects, one.metadata)
 
-    def table(self, metadata: ModelMetadata) -> bytes | None:
-        """Give the tensor table that belongs to a version's metadata; None where there is none."""
-        tips = notes_tips(self.objects, TENSORS_REF)
-        if metadata.model.tensors_digest is None or not tips:
-            return None
-        for lines in read_notes(self.objects, tips, [blob_id(metadata.md5.encode(), tips[0])]).values():
-            for line in lines:
-                try:
-                    data = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                text = data.get("table") if isinstance(data, dict) and data.get("schema") == TABLE_SCHEMA else None
-                if isinstance(text, str) and metadata.is_table(text.encode()):
-                    return text.encode()
-        return None
+
+_read: MutableMapping[ObjectReader, Backfill] = WeakKeyDictionary()
+"""What was read, as long as its reader lives."""
 
 
 def read_backfill(objects: ObjectReader) -> Backfill:
-    """Read all that was backfilled, here and in what was fetched; lines that cannot be read are left out."""
-    tips = notes_tips(objects, METADATA_REF)
-    if not tips:
-        return Backfill(objects)
+    """Read all that was backfilled, here and in what was fetched, once; lines that cannot be read are left out."""
+    if objects not in _read:
+        _read[objects] = _collected(objects, notes_tips(objects, METADATA_REF))
+    return _read[objects]
+
+
+def _collected(objects: ObjectReader, tips: list[str]) -> Backfill:
     by_commit: dict[str, list[Backfilled]] = {}
     by_object: dict[str, dict[str, Backfilled]] = {}
     for commit, lines in read_notes(objects, tips).items():
@@ -138,7 +129,24 @@ def read_backfill(objects: ObjectReader) -> Backfill:
             if one is not None:
                 by_commit.setdefault(commit, []).append(one)
                 by_object.setdefault(one.path, {}).setdefault(one.metadata.md5, one)
-    return Backfill(objects, by_commit, by_object)
+    return Backfill(by_commit, by_object)
+
+
+def read_backfilled_table(objects: ObjectReader, metadata: ModelMetadata) -> bytes | None:
+    """Give the tensor table that was backfilled for a version; None where there is none."""
+    tips = notes_tips(objects, TENSORS_REF)
+    if metadata.model.tensors_digest is None or not tips:
+        return None
+    for lines in read_notes(objects, tips, [blob_id(metadata.md5.encode(), tips[0])]).values():
+        for line in lines:
+            try:
+                data = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            text = data.get("table") if isinstance(data, dict) and data.get("schema") == TABLE_SCHEMA else None
+            if isinstance(text, str) and metadata.is_table(text.encode()):
+                return text.encode()
+    return None
 
 
 def keep(git: Git, objects: ObjectReader, found: Iterable[Backfilled]) -> None:
@@ -163,3 +171,4 @@ def keep(git: Git, objects: ObjectReader, found: Iterable[Backfilled]) -> None:
         append_notes(git, objects, TENSORS_REF, tables, message, who)
     if lines:
         append_notes(git, objects, METADATA_REF, lines, message, who)
+    _read.pop(objects, None)

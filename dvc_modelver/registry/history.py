@@ -13,7 +13,7 @@ from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import ZERO_OID, Git
 from dvc_modelver.metadata import METADATA_SUFFIX, ModelMetadata, find_model_path, metadata_path
-from dvc_modelver.registry.backfill import Backfill, read_backfill
+from dvc_modelver.registry.backfill import read_backfill
 from dvc_modelver.registry.tags import ModelTag, find_version_tag, stage_holder
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _iter_changed(
 def _pointers(objects: ObjectReader, paths: Iterable[str] | None = None) -> dict[str, set[str]]:
     """Give pointer file -> models that were backfilled for commits which changed it; of some paths, or of all."""
     found: dict[str, set[str]] = {}
-    for path, known in _backfill(objects).by_object.items():
+    for path, known in read_backfill(objects).by_object.items():
         if paths is None or path in paths:
             for one in known.values():
                 found.setdefault(one.pointer, set()).add(path)
@@ -171,7 +171,7 @@ def _completed(
         if c.path.endswith(METADATA_SUFFIX):
             found.append(c)
         for path in sorted(models.get(c.path, ())):
-            one = _backfill(objects).find(c.commit, path)
+            one = read_backfill(objects).find(objects, c.commit, path)
             if one is not None and objects.find_blob(c.commit, metadata_path(path)) is None:
                 found.append(replace(c, path=metadata_path(path), new_oid=ZERO_OID, backfilled=one.metadata))
     return found
@@ -210,15 +210,6 @@ def _parsed(objects: ObjectReader, oid: str, where: str) -> ModelMetadata | None
     except (BadMetadataError, NotFoundError):
         return None
     return None if metadata.pending is not None else metadata
-
-
-_backfills: MutableMapping[ObjectReader, Backfill] = WeakKeyDictionary()
-
-
-def _backfill(objects: ObjectReader) -> Backfill:
-    if objects not in _backfills:
-        _backfills[objects] = read_backfill(objects)
-    return _backfills[objects]
 
 
 def iter_histories(git: Git, objects: ObjectReader, rev: str) -> Iterator[tuple[str, list[Version]]]:
@@ -342,7 +333,7 @@ def version_at(objects: ObjectReader, paths: Sequence[str], commit: str, label: 
     for path in paths:
         oid = objects.find_blob(commit, metadata_path(path))
         metadata = read_version_file(objects, oid, metadata_path(path)) if oid else None
-        before = _backfill(objects).find(commit, path) if oid is None else None
+        before = read_backfill(objects).find(objects, commit, path) if oid is None else None
         if before is not None:
             metadata = before.metadata
         if metadata is not None:

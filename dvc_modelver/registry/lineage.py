@@ -413,7 +413,7 @@ def _md5_at(objects: ObjectReader, commit: str, path: str, oids: Mapping[str, st
     """Give what a commit has of a model; empty where it has nothing."""
     try:
         oid = objects.find_blob(commit, path + METADATA_SUFFIX)
-        known = backfill.find(commit, path) if oid is None and path in backfill.by_object else None
+        known = backfill.find(objects, commit, path) if oid is None and path in backfill.by_object else None
     except (KeyError, ValueError):
         return ""  # a tag of something else than a commit, or one that a shallow clone lacks
     return known.metadata.md5 if known is not None else oids.get(oid or "", "")

@@ -56,13 +56,18 @@ def open_alone(path: Path) -> int:
     """
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
         try:
-            if os.path.samestat(os.fstat(fd), path.lstat()):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            is_ours = os.path.samestat(os.fstat(fd), path.lstat())
+            if is_ours:
                 os.ftruncate(fd, 0)
-                return fd
         except FileNotFoundError:
-            pass  # the other one renamed it
+            is_ours = False  # the other one renamed it
+        except BaseException:
+            os.close(fd)  # kept open, it would lock out our own next try
+            raise
+        if is_ours:
+            return fd
         os.close(fd)
 
 

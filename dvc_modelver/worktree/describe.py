@@ -29,6 +29,7 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import gather_training
+from dvc_modelver.registry.backfill import read_backfilled_table
 from dvc_modelver.repository import CommitView, Repository, View
 from dvc_modelver.store.folders import hash_path
 from dvc_modelver.store.hashing import Hashes
@@ -305,12 +306,9 @@ def _version_at(repo: Repository, commit: str, path: str) -> KnownVersion | None
 
 
 def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
-    """Give the version with these bytes from HEAD's history, nearest first; None when they are new."""
+    """Give the version with these bytes from HEAD's history, nearest first, else from what was backfilled."""
     if repo.head is None:
         return None
-    before = repo.backfill.by_object.get(path, {}).get(md5)
-    if before is not None:
-        return KnownVersion(before.metadata, repo.backfill.table(before.metadata))
     wanted = f'"md5": "{md5}"'.encode()
     out = repo.git.run(
         "log",
@@ -337,7 +335,10 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
         found = _version_at(repo, commit, path)
         if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None and found.is_whole:
             return found
-    return None
+    before = repo.backfill.by_object.get(path, {}).get(md5)
+    if before is None:
+        return None
+    return KnownVersion(before.metadata, read_backfilled_table(repo.objects, before.metadata))
 
 
 def find_anywhere(repo: Repository, md5s: set[str], revs: Iterable[str] = ()) -> dict[str, KnownVersion]:

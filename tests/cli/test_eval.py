@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from dvc_modelver import api
 from dvc_modelver.cli.app import run
+from dvc_modelver.resources import read_schema
 from tests.git.test_push import MODEL, train
 from tests.sandbox import Sandbox, md5_of
 
@@ -61,6 +63,8 @@ def test_a_result_says_what_it_was_measured_on_when_and_by_whom(box: Sandbox, tm
     shown = box.modelver("show", "net")
     assert "acc = 0.9  (2026-01-02 02:04, by build 7, on data/test.csv, outside.csv, cccccccc)" in shown
     assert str(tmp_path) not in shown
+    (line,) = box.git("notes", "--ref=modelver-evaluations", "list").split()[:1]
+    jsonschema.validate(json.loads(box.git("cat-file", "blob", line)), json.loads(read_schema("evaluation")))
 
 
 def test_results_belong_to_the_version_whatever_becomes_of_the_commit(box: Sandbox) -> None:

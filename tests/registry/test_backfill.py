@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dvc_modelver import api
 from dvc_modelver.git.objects import ObjectReader
-from dvc_modelver.registry.backfill import read_backfill
+from dvc_modelver.registry.backfill import read_backfill, read_backfilled_table
 from dvc_modelver.registry.notes import METADATA_REF, TENSORS_REF
 from tests.sandbox import Sandbox
 
@@ -75,6 +76,53 @@ def commits(box: Sandbox) -> list[str]:
     return box.git("rev-list", "--reverse", "HEAD").split()
 
 
+def logged(box: Sandbox, name: str) -> list[tuple[int, str]]:
+    return [(v.version.number, v.version.commit) for v in api.log(name, folder=box.path)]
+
+
+def test_old_commits_are_described_and_every_question_is_answered(old: Sandbox, tmp_path: Path) -> None:
+    before = old.git("rev-parse", "HEAD"), old.git("status", "--porcelain")
+    shutil.rmtree(old.path / ".dvc/cache")
+    document: dict[str, Any] = json.loads(old.modelver("index", "--backfill", "HEAD", "--json"))
+    assert document["schema"] == "modelver.index/1"
+    numbers = [(one["path"], one["number"]) for one in document["described"]]
+    assert sorted(numbers) == [
+        (MODEL, 1),
+        (MODEL, 2),
+        (MODEL, 3),
+        (TREE, 1),
+        (TREE, 2),
+    ]
+    assert (document["known"], document["failed"]) == (1, [])  # the last has the bytes of the first
+    assert (old.git("rev-parse", "HEAD"), old.git("status", "--porcelain")) == before
+
+    first, second, third, fourth, _ = commits(old)
+    assert sorted(logged(old, "net")) == sorted([(1, first), (2, second), (3, fourth)])
+    assert sorted(logged(old, "tree")) == sorted([(1, first), (2, third)])
+    card = api.show("net@2", folder=old.path)
+    assert card.table is not None
+    assert card.metadata.change is not None
+    assert (card.metadata.change.kind, card.metadata.change.from_) == (
+        "retrained",
+        api.show("net@1", folder=old.path).metadata.md5,
+    )
+    training = api.show("tree@2", folder=old.path).metadata.training
+    assert (training.hyperparameters, training.metrics) == ({"lr": 0.12}, {"acc": 0.6})
+    assert [row["md5"] for row in training.data or ()] == ["d" * 32]
+    (between,) = api.diff(second, third, folder=old.path)  # neither commit brought in both sides
+    assert (between.path, between.kind) == (TREE, "retrained")
+    assert between.tensors_changed == 10
+    (found,) = api.diff("net@1", "net@3", folder=old.path)
+    assert found.cosine is not None
+    assert "net version 3" in old.modelver("show", "net@3")
+    tagged = old.modelver("tag", "net", "v0.2.0", second)
+    assert "net@v0.2.0" in tagged
+    assert api.show("net@v0.2.0", folder=old.path).metadata.version.number == 2
+
+    again: dict[str, Any] = json.loads(old.modelver("index", "--backfill", "HEAD", "--json"))
+    assert (again["described"], again["known"]) == ([], 6)
+
+
 def test_it_goes_on_where_it_was_stopped_and_names_what_is_nowhere(old: Sandbox, tmp_path: Path) -> None:
     _, second, third, *_ = commits(old)
     text = old.git("show", f"{second}:{MODEL}.dvc")
@@ -96,6 +144,36 @@ def test_it_goes_on_where_it_was_stopped_and_names_what_is_nowhere(old: Sandbox,
     assert not done.failed
 
 
+def test_notes_travel_and_the_tool_goes_on_from_them(old: Sandbox, tmp_path: Path) -> None:
+    api.index("HEAD", folder=old.path)
+    old.run("git", "init", "-q", "--bare", str(tmp_path / "origin.git"))
+    old.git("remote", "add", "origin", str(tmp_path / "origin.git"))
+    old.modelver("init")
+    old.git("push", "-q", "-u", "origin", "HEAD:main", MODELVER_SKIP="1")
+    old.git("push", "-q")
+    old.run("git", "clone", "-q", "-b", "main", str(tmp_path / "origin.git"), str(tmp_path / "clone"))
+    clone = Sandbox(tmp_path / "clone")
+    clone.modelver("install")
+    clone.modelver("pull")
+    assert api.show("net@2", folder=clone.path).metadata.version.number == 2
+    clone.modelver("add", "--all")
+    assert clone.metadata_md5(MODEL) == clone.md5(MODEL)
+    document = json.loads((clone.path / f"{MODEL}.modelver.json").read_text())
+    assert document["version"]["number"] == 1  # the same version as the notes say
+    assert clone.git("status", "--porcelain", "models").startswith("A ")
+    clone.git("add", ".")
+    clone.git("commit", "-q", "-m", "adopted")
+    clone.train(MODEL, 4)
+    clone.modelver("add", "-u")
+    clone.git("commit", "-q", "-m", "from the first")
+    assert [n for n, _ in logged(clone, "net")] == [2, 1, 3, 2]
+    clone.modelver("rollback", "net", "3")
+    document = json.loads((clone.path / f"{MODEL}.modelver.json").read_text())
+    assert (document["version"]["number"], clone.md5(MODEL)) == (3, document["model"]["md5"])
+    clone.git("commit", "-q", "-m", "back to the third")
+    assert "0 problems" in clone.modelver("fsck")
+
+
 def test_lines_that_are_not_ours_are_left_out(old: Sandbox) -> None:
     first = commits(old)[0]
     api.index(first, folder=old.path)
@@ -115,11 +193,24 @@ def test_lines_that_are_not_ours_are_left_out(old: Sandbox) -> None:
         '{"schema":"modelver.backfill-table/1","table":"x"}',
         tables[1],
     )
-    found = read_backfill(ObjectReader(old.path / ".git"))
+    objects = ObjectReader(old.path / ".git")
+    found = read_backfill(objects)
     assert {one.path for one in found.by_commit[first]} == {MODEL, TREE}
-    assert all(found.table(one.metadata) for one in found.by_commit[first])
-    assert found.find(first, "other.pt") is None
+    assert all(read_backfilled_table(objects, one.metadata) for one in found.by_commit[first])
+    assert found.find(objects, first, "other.pt") is None
     assert old.git("for-each-ref", "--format=%(refname)", "refs/notes").split() == [METADATA_REF, TENSORS_REF]
+
+
+def test_lineage_knows_where_it_comes_from(old: Sandbox) -> None:
+    api.index("HEAD", folder=old.path)
+    old.git("tag", "-a", "net@v1.0.0", "-m", "second", commits(old)[1])
+    found = api.lineage("net", folder=old.path).lineage
+    versions = list(found.versions.values())
+    assert [(v.label, v.subject, v.tags) for v in versions] == [
+        ("net@1", "commit 0", ()), ("net@2", "commit 1", ("net@v1.0.0",)), ("net@3", "commit 3", ()),
+    ]  # fmt: skip
+    assert [[a.key for a in found.ancestors[v.key]] for v in versions] == [[], [versions[0].key], [versions[1].key]]
+    assert {v.name for v in api.lineage(data="data.csv", folder=old.path).lineage.versions.values()} == {"tree"}
 
 
 def test_history_answers_as_if_the_commits_had_metadata(old: Sandbox) -> None:
@@ -148,15 +239,3 @@ def test_history_answers_as_if_the_commits_had_metadata(old: Sandbox) -> None:
     old.git("tag", "-a", "-m", "as gto does", "net@v1.0.0", second)
     found = json.loads(old.modelver("log", "net", "--json"))["versions"]
     assert [v["tags"] for v in found] == [[], [], ["net@v1.0.0"]]
-
-
-def test_lineage_knows_where_it_comes_from(old: Sandbox) -> None:
-    api.index("HEAD", folder=old.path)
-    old.git("tag", "-a", "net@v1.0.0", "-m", "second", commits(old)[1])
-    found = api.lineage("net", folder=old.path).lineage
-    versions = list(found.versions.values())
-    assert [(v.label, v.subject, v.tags) for v in versions] == [
-        ("net@1", "commit 0", ()), ("net@2", "commit 1", ("net@v1.0.0",)), ("net@3", "commit 3", ()),
-    ]  # fmt: skip
-    assert [[a.key for a in found.ancestors[v.key]] for v in versions] == [[], [versions[0].key], [versions[1].key]]
-    assert {v.name for v in api.lineage(data="data.csv", folder=old.path).lineage.versions.values()} == {"tree"}

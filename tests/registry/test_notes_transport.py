@@ -64,7 +64,8 @@ def test_what_two_clones_measure_both_see(box: Sandbox, other: Sandbox, tmp_path
     box.modelver("pull")
     assert values(box) == values(other) == [0.5, 0.6, 0.7, 0.8]
     assert not box.git("for-each-ref", "refs/notes/merging*")
-    box.run("git", "clone", "-q", str(tmp_path / "origin.git"), str(tmp_path / "third"))
+    box.run("git", "-C", str(tmp_path / "origin.git"), "config", "uploadpack.allowFilter", "true")
+    box.run("git", "clone", "-q", "--filter=blob:none", f"file://{tmp_path}/origin.git", str(tmp_path / "third"))
     third = Sandbox(tmp_path / "third")
     third.modelver("install")
     third.git("fetch", "-q")
@@ -151,6 +152,8 @@ def test_the_refspec_comes_with_the_first_push_and_goes_with_uninstall(box: Sand
     before = box.git("config", "--get-regexp", "remote.copy.*")
     box.modelver("install")
     assert box.git("config", "--get-regexp", "remote.copy.*") == before  # nothing is fetched from there
+    box.git("remote", "rename", "backup", "second")
+    box.modelver("install")
     box.modelver("uninstall")
     assert box.git("config", "--get-all", "remote.origin.fetch").splitlines() == [s for s in own if s != spec]
     assert "refs/notes" not in (box.path / ".git/config").read_text()
