@@ -26,7 +26,7 @@ from dvc_modelver.registry.lineage import Lineage
 from dvc_modelver.repository import Repository
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import hash_path
-from dvc_modelver.worktree.state import write_file
+from dvc_modelver.worktree.state import is_special, write_output
 
 Say = Callable[[str], None]
 TARGETS = ("huggingface", "cyclonedx", "mlflow")
@@ -93,12 +93,12 @@ def card(reference: str, output: Path | None = None, *, folder: Path | None = No
     if output is not None and output.is_dir():
         raise UsageError(f"{output}: a folder, expected a file", hint=f"-o {word(output / 'README.md')}")
     old = None
-    if output is not None and output.exists():
+    if output is not None and output.exists() and not is_special(output):
         with output.open("rb") as file:
             old = file.read(MAX_CARD_BYTES + 1)
     text = renew_card(old, read_release(reference, folder=folder), str(output))
     if output is not None and text != old:
-        write_file(output, text)
+        write_output(output, text)
     return text.decode("utf-8", "replace")
 
 
@@ -136,7 +136,7 @@ def export(
     if target == "cyclonedx":
         from dvc_modelver.exchange.bom import render_bom
 
-        write_file(Path(place), render_bom(release).encode())
+        write_output(Path(place), render_bom(release).encode())
         return place
     there = Path(place)
     if target == "huggingface" and there.exists() and not there.is_dir():
