@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
     from dvc_modelver.api.history import best, bisect, list_models, list_versions, log
+    from dvc_modelver.api.holders import stages
     from dvc_modelver.api.index import index
     from dvc_modelver.api.inspect import check, describe_file, show, status
     from dvc_modelver.api.merges import merge_file
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
-    from dvc_modelver.api.stages import check_stage_of, demote, promote, rollback_stage, stages
+    from dvc_modelver.api.stages import check_stage_of, demote, promote, rollback_stage
     from dvc_modelver.api.tables import blame, compare_versions
     from dvc_modelver.api.tags import tag
     from dvc_modelver.api.track import add, mv, refresh, rm
@@ -83,6 +84,7 @@ _ROOMS = {
     "evaluations": ("evaluate",),
     "exchange": ("card", "export", "import_model"),
     "fsck": ("fsck",),
+    "holders": ("stages",),
     "index": ("index",),
     "gc": ("gc",),
     "history": ("best", "bisect", "list_models", "list_versions", "log"),
@@ -92,7 +94,7 @@ _ROOMS = {
     "nearest": ("similar",),
     "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),
-    "stages": ("check_stage_of", "demote", "promote", "rollback_stage", "stages"),
+    "stages": ("check_stage_of", "demote", "promote", "rollback_stage"),
     "tables": ("blame", "compare_versions"),
     "tags": ("tag",),
     "track": ("add", "mv", "refresh", "rm"),

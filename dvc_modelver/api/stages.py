@@ -1,40 +1,28 @@
-"""promote, demote, rollback --stage, stages: which version is in which stage, decided by policy, recorded in tags."""
+"""promote, demote, rollback --stage, check --stage: which version is in which stage, decided by policy."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from dvc_modelver.api.evidence import judge
-from dvc_modelver.api.select import Selected, find_known, select
-from dvc_modelver.api.tags import remote_to_push_to
-from dvc_modelver.errors import EnvironmentFailed, ModelverError, NotFoundError, RefusedError, UsageError, word
+from dvc_modelver.api.select import Selected, select
+from dvc_modelver.api.stage_tags import Work, write_tags
+from dvc_modelver.errors import ModelverError, NotFoundError, RefusedError, UsageError, word
 from dvc_modelver.registry.policy import Check, PolicySource, read_policy
-from dvc_modelver.registry.sharing import TagTakenError, fetch_tags, find_remote, push_tags, remote_tags, take_theirs
-from dvc_modelver.registry.stages import STAGE_SCHEMA, Tenure, held_before, tenures, version_of
+from dvc_modelver.registry.stages import STAGE_SCHEMA, held_before, version_of
 from dvc_modelver.registry.tags import (
     ModelTag,
-    TagExistsError,
     assigned,
-    check_name,
     check_stage,
-    create_tag,
-    next_counter,
     read_tags,
     stage_holder,
 )
 from dvc_modelver.repository import Repository
-from dvc_modelver.worktree.state import locked
-from dvc_modelver.worktree.unpushed import forget_tags, note_tag
 
 Say = Callable[[str], None]
-MAX_REASON_CHARS = 20_000
-_SKEW_S = 60
 
 
 class NotPromotedError(RefusedError):
@@ -136,7 +124,7 @@ def promote(
     """
     if force and not reason.strip():
         raise UsageError("--force: expected a reason, which is recorded", hint='--force --reason "why"')
-    with _Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
+    with Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
         chosen = select(work.repo, f"{work.name}@{version}")
         chosen = _at_its_tag(work, chosen)
         holder = stage_holder(work.tags, stage)
@@ -190,16 +178,17 @@ def demote(
         RefusedError: Somebody else changed a stage of this model at the same time; no tag was made.
         EnvironmentFailed: The tags could not be signed or pushed; none was made.
     """
-    with _Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
+    with Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
         within = list(assigned(work.tags, stage).values())
         if not within:
             raise NotFoundError(
                 f"{work.name}#{stage}: no version holds this stage", hint=f"modelver stages {work.name}"
             )
         holder = within[-1]
-        subjects = [(tag, f"Demote {work.name} {version_of(tag, work.tags)} from {stage}") for tag in within]
+        subjects = {tag.commit: f"Demote {work.name} {version_of(tag, work.tags)} from {stage}" for tag in within}
         record = _record(work, "demote", holder) | {"path": holder.record.get("path"), "md5": holder.record.get("md5")}
-        tags = _write(work, [(f"{work.name}#{stage}!", tag.commit, subject) for tag, subject in subjects], record, sign)
+        wanted = [(f"{work.name}#{stage}!", commit, subject) for commit, subject in subjects.items()]
+        tags = write_tags(work, wanted, record, sign=sign)
         before = version_of(holder, work.tags)
         return Staged(
             tags, "demote", work.name, stage, "", holder.commit, before, remote=work.place, pushed=bool(work.remote),
@@ -237,7 +226,7 @@ def rollback_stage(
         RefusedError: Somebody else changed a stage of this model at the same time; no tag was made.
         EnvironmentFailed: The tag could not be signed or pushed; none was made.
     """
-    with _Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
+    with Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
         holder = stage_holder(work.tags, stage)
         if version is None:
             target = held_before(work.tags, stage)
@@ -255,7 +244,7 @@ def rollback_stage(
         return _make(work, "rollback", chosen, version_of(target, work.tags), holder, back_to, sign=sign)
 
 
-def _held_at_any_time(work: _Work, stage: str, version: str) -> ModelTag:
+def _held_at_any_time(work: Work, stage: str, version: str) -> ModelTag:
     chosen = select(work.repo, f"{work.name}@{version}")
     for tag in reversed(work.tags):
         if tag.stage == stage and tag.active:
@@ -288,143 +277,11 @@ def check_stage_of(reference: str, stage: str, *, say: Say = lambda _line: None,
         if model.metadata is None:
             raise NotFoundError(f"HEAD: has no metadata of {model.path}", hint=f"modelver add {word(model.path)}")
         chosen = Selected(model, model.metadata, head.commit, model.name)
-    work = _Work(repo, chosen.model.name, stage, read_tags(repo.git, chosen.model.name), "", "", say)
+    work = Work(repo, chosen.model.name, stage, read_tags(repo.git, chosen.model.name), "", "", say)
     return _verdict(work, _at_its_tag(work, chosen), stage, stage_holder(work.tags, stage))
 
 
-def stages(
-    name: str | None = None, *, on: str | None = None, history: bool = False, folder: Path | None = None
-) -> list[Tenure]:
-    """Tell which versions hold stages, or held them.
-
-    Args:
-        name: One model; all when not given.
-        on: A time (ISO 8601), or a day (``2026-05-01``, ``yesterday``) of which every holder is given; now when not
-            given. Without a zone it is local time.
-        history: All that ever held one.
-        folder: Anywhere in the work tree.
-
-    Returns:
-        Sorted by model and stage, the newest first.
-
-    Raises:
-        NotFoundError: No such model.
-        UsageError: `on` is no time.
-    """
-    repo = Repository.open(folder)
-    tags = read_tags(repo.git)
-    if name is not None and not any(tag.name == name for tag in tags):
-        name = find_known(repo, name).name
-    by_name: dict[str, list[ModelTag]] = {}
-    for tag in tags:
-        if name is None or tag.name == name:
-            by_name.setdefault(tag.name, []).append(tag)
-    start, end = parse_when(on) if on is not None else (time.time(), time.time() + 1)
-    found: list[Tenure] = []
-    for own in by_name.values():
-        held = tenures(own)
-        if not history:
-            held = [t for t in held if (t.overlaps(start, end) if on is not None else t.end is None)]
-        found += reversed(held)
-    return sorted(found, key=lambda t: (t.tag.name, t.stage))
-
-
-def parse_when(text: str) -> tuple[float, float]:
-    """Give start and end, in seconds since 1970, of a day or of a moment.
-
-    Raises:
-        UsageError: It is neither.
-    """
-    days = {"today": 0, "yesterday": 1}
-    try:
-        if text in days:
-            day = date.today() - timedelta(days=days[text])
-        elif len(text) <= 10:
-            day = date.fromisoformat(text)
-        else:
-            moment = datetime.fromisoformat(text).astimezone().timestamp()
-            return moment, moment + 1
-        midnight = datetime(day.year, day.month, day.day)
-        return midnight.astimezone().timestamp(), (midnight + timedelta(days=1)).astimezone().timestamp()
-    except (ValueError, OverflowError) as err:
-        raise UsageError(
-            f"{text[:60]!r}: not a time, expected one like 2026-05-01, 2026-05-01T12:00 or yesterday"
-        ) from err
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What a change of a stage starts from.
-
-    Attributes:
-        name: The model's.
-        stage: The stage.
-        tags: All tags of the model.
-        remote: Where the tags go; empty where they stay here.
-    """
-
-    repo: Repository
-    name: str
-    stage: str
-    tags: list[ModelTag]
-    reason: str
-    remote: str
-    say: Say
-
-    @property
-    def place(self) -> str:
-        """The remote that has the registry; empty without one."""
-        return self.remote or find_remote(self.repo.git) or ""
-
-    @classmethod
-    @contextmanager
-    def start(cls, name: str, stage: str, reason: str, *, push: bool, say: Say, folder: Path | None) -> Iterator[_Work]:
-        """Look at what is there; others in this clone, who would build on a tag that may yet be lost, wait."""
-        check_stage(stage)
-        _check_reason(reason)
-        repo = Repository.open(folder)
-        with locked(repo.layout.common_dir / "modelver" / "stages"):
-            name = _name_of(repo, name)
-            remote = remote_to_push_to(repo) if push else ""
-            if push:
-                fetch_tags(repo.git, remote)
-                _check_same(repo, remote, name)
-            yield cls(repo, name, stage, read_tags(repo.git, name), reason.strip(), remote, say)
-
-
-def _name_of(repo: Repository, name: str) -> str:
-    """Give the name of a model by name or path; one that was removed since is known by its tags."""
-    try:
-        name = find_known(repo, name).name
-    except NotFoundError:
-        if not any(tag.stage for tag in read_tags(repo.git, name)):
-            raise
-    check_name(name)
-    return name
-
-
-def _check_reason(reason: str) -> None:
-    try:
-        reason.encode()
-    except UnicodeEncodeError as err:
-        raise UsageError("--reason: not UTF-8") from err
-    if len(reason) > MAX_REASON_CHARS:
-        raise UsageError(f"--reason: {len(reason)} characters, expected at most {MAX_REASON_CHARS}")
-
-
-def _check_same(repo: Repository, remote: str, name: str) -> None:
-    """Refuse to build on a stage tag of this clone where the remote has another one of that name."""
-    mine = {tag.tag: tag for tag in read_tags(repo.git, name) if tag.stage}
-    for tag, oid in remote_tags(repo.git, remote, f"{name}#*").items():
-        if tag in mine and mine[tag].oid != oid:
-            raise RefusedError(
-                f"{tag}: {remote} has another tag of that name: a promotion that was made here and not pushed came "
-                "too late",
-                hint=f"git tag -d '{tag}' && git fetch --tags {remote}, then promote again",
-            )
-
-
-def _at_its_tag(work: _Work, chosen: Selected) -> Selected:
+def _at_its_tag(work: Work, chosen: Selected) -> Selected:
     """Give a version at the commit of its own version tag, where it has one, so that GTO calls it by that."""
     if any(tag.version and tag.commit == chosen.commit for tag in work.tags):
         return chosen
@@ -456,7 +313,7 @@ def _find_at_tag(repo: Repository, name: str, tag: ModelTag) -> Selected | None:
         return None
 
 
-def _verdict(work: _Work, chosen: Selected, stage: str, holder: ModelTag | None) -> Verdict:
+def _verdict(work: Work, chosen: Selected, stage: str, holder: ModelTag | None) -> Verdict:
     source = read_policy(work.repo.git, work.repo.objects)
     policies = source.of(stage, work.name)
     held = _find_at_tag(work.repo, work.name, holder) if holder is not None else None
@@ -467,7 +324,7 @@ def _verdict(work: _Work, chosen: Selected, stage: str, holder: ModelTag | None)
     )  # fmt: skip
 
 
-def _called(work: _Work, chosen: Selected) -> str:
+def _called(work: Work, chosen: Selected) -> str:
     for tag in work.tags:
         if tag.version and tag.commit == chosen.commit:
             return tag.version
@@ -479,7 +336,7 @@ def _first_hint(verdict: Verdict) -> str:
 
 
 def _make(
-    work: _Work, action: str, chosen: Selected, version: str, holder: ModelTag | None, evidence: Mapping[str, Any],
+    work: Work, action: str, chosen: Selected, version: str, holder: ModelTag | None, evidence: Mapping[str, Any],
     *, sign: bool,
 ) -> Staged:  # fmt: skip
     facts = {
@@ -490,7 +347,7 @@ def _make(
     stage = work.stage
     subject = {"promote": f"Promote {work.name} {version} to {stage}",
                "rollback": f"Roll {work.name}#{stage} back to {version}"}[action]  # fmt: skip
-    tags = _write(work, [(f"{work.name}#{stage}", chosen.commit, subject)], record, sign)
+    tags = write_tags(work, [(f"{work.name}#{stage}", chosen.commit, subject)], record, sign=sign)
     before = version_of(holder, work.tags) if holder is not None else ""
     return Staged(
         tags, action, work.name, stage, version, chosen.commit, before, remote=work.place, pushed=bool(work.remote),
@@ -498,7 +355,7 @@ def _make(
     )  # fmt: skip
 
 
-def _record(work: _Work, action: str, holder: ModelTag | None) -> dict[str, Any]:
+def _record(work: Work, action: str, holder: ModelTag | None) -> dict[str, Any]:
     before = None
     if holder is not None:
         before = {"tag": holder.tag, "version": version_of(holder, work.tags), "md5": holder.record.get("md5")}
@@ -506,55 +363,3 @@ def _record(work: _Work, action: str, holder: ModelTag | None) -> dict[str, Any]
         "schema": STAGE_SCHEMA, "action": action, "model": work.name, "stage": work.stage,
         "reason": work.reason or None, "before": before,
     }  # fmt: skip
-
-
-def _write(
-    work: _Work, wanted: Sequence[tuple[str, str, str]], record: Mapping[str, Any], sign: bool
-) -> tuple[str, ...]:
-    """Make tags (name without counter, commit, subject), push them where they should be, or leave none behind."""
-    git, layout = work.repo.git, work.repo.layout
-    facts = {key: value for key, value in record.items() if value is not None}
-    after = max((tag.time for tag in work.tags if tag.stage), default=0)
-    if after > time.time() + _SKEW_S:
-        work.say(f"warning: the last stage tag of {work.name} lies in the future; this one is dated one second later")
-    counter, made = next_counter(git, work.name), []
-    try:
-        for n, (start, commit, subject) in enumerate(wanted):
-            tag = f"{start}#{counter + n}"
-            oid = create_tag(git, tag, commit, subject, facts, sign=sign, after=after + n)
-            made.append(tag)
-            note_tag(layout, tag, oid)
-        if work.remote:
-            there = set(remote_tags(git, work.remote, f"{work.name}#*").values())
-            earlier = [tag.tag for tag in work.tags if tag.stage and tag.oid not in there]
-            push_tags(git, work.remote, [*earlier, *made])
-            forget_tags(layout, [*earlier, *made])
-    except TagExistsError as err:
-        _remove(work, made)
-        raise _lost(work, tag) from err
-    except TagTakenError as err:
-        _remove(work, made)
-        take_theirs(git, work.remote, err.tag)
-        raise _lost(work, err.tag) from err
-    except ModelverError:
-        _remove(work, made)
-        raise
-    return tuple(made)
-
-
-def _remove(work: _Work, tags: Sequence[str]) -> None:
-    for tag in tags:
-        work.repo.git.run("update-ref", "-d", f"refs/tags/{tag}")
-    forget_tags(work.repo.layout, tags)
-
-
-def _lost(work: _Work, tag: str) -> ModelverError:
-    """Give the error for a promoter who was too late: who won, when, and with what."""
-    winner = next((t for t in read_tags(work.repo.git, work.name) if t.tag == tag), None)
-    if winner is None:
-        return EnvironmentFailed(f"{tag}: is there already, and is no tag of GTO's", hint=f"git show '{tag}'")
-    said = winner.message.splitlines()[0] if winner.message else winner.tag
-    return RefusedError(
-        f"{tag}: {winner.tagger} was first, on {winner.date}: {said}; nothing was changed by you",
-        hint=f"modelver stages {work.name}, then the same command again if it is still what you want",
-    )

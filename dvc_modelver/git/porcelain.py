@@ -19,6 +19,8 @@ _LOCAL = frozenset(
                                "PREFIX", "SHALLOW_FILE", "WORK_TREE")
 )  # fmt: skip
 """What Git tells its hooks of their repository. Source: ``git rev-parse --local-env-vars``."""
+_CHANGING = frozenset({"fetch", "init", "notes", "push", "tag"})
+"""Commands that GitPython runs: those that change a repository for good or talk to another one."""
 
 
 class GitFailed(UsageError):  # noqa: N818 - what happened, not a name for a bug
@@ -105,6 +107,8 @@ class Git:
         command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotepath=false"]
         command += [*["--literal-pathspecs"] * literal, *args]
         try:
+            if args[0] in _CHANGING and not self._dropped:
+                return self._execute(command, stdin or b"", _ENV | (env or {}))
             done = subprocess.run(
                 command, cwd=self.folder, env=self._environment() | (env or {}), input=stdin or b"",
                 capture_output=True, check=False,
@@ -114,6 +118,24 @@ class Git:
                 raise EnvironmentFailed("git: program not found", hint="install Git 2.36 or newer") from err
             raise
         return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace")
+
+    def _execute(self, command: list[str], stdin: bytes, env: dict[str, str]) -> tuple[int, bytes, str]:
+        """Run a command with GitPython, whose import takes as long as most questions do."""
+        import tempfile
+
+        import git
+
+        with tempfile.TemporaryFile() as feed:
+            feed.write(stdin)
+            feed.seek(0)
+            try:
+                code, out, err = git.Git(str(self.folder)).execute(
+                    command, istream=feed, with_extended_output=True, with_exceptions=False, stdout_as_string=False,
+                    strip_newline_in_stdout=False, env=env,
+                )  # fmt: skip
+            except git.GitCommandNotFound as missing:
+                raise FileNotFoundError("git") from missing
+        return code, _bytes(out), _bytes(err).decode("utf-8", "replace")
 
     def _environment(self) -> dict[str, str]:
         return {key: value for key, value in os.environ.items() if key not in self._dropped} | _ENV
@@ -263,6 +285,10 @@ def _iter_raw(out: bytes) -> Iterator[Change]:
 def _change(entry: bytes, path: bytes) -> Change:
     old_mode, new_mode, old_oid, new_oid, status = entry.decode().lstrip(":").split(" ")
     return Change(os.fsdecode(path), status[0], old_mode, new_mode, old_oid, new_oid)
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else os.fsencode(value)
 
 
 def interpreter() -> str:
