@@ -342,7 +342,7 @@ def blame_document(found: Sequence[BlamedTensor]) -> dict[str, Any]:
         "schema": "modelver.blame/1",
         "tensors": [
             {"name": one.name, "number": one.version.number, "md5": one.version.metadata.md5,
-             "commit": one.version.commit, "date": one.version.date, "name_then": one.then,
+             "commit": one.version.commit or None, "date": one.version.date or None, "name_then": one.then,
              "or_before": one.is_oldest, "digest": one.row.digest, "role": one.row.role}
             for one in found
         ],
