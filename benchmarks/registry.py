@@ -126,6 +126,7 @@ def main() -> None:
             "best": f"modelver best {one} --metric val_acc",
             "show": f"modelver show {one}",
             "show NAME@7": f"modelver show {one}@7",
+            "lineage": f"modelver lineage {one}",
             "log --where": f"modelver log {one} --where 'metrics.val_acc > 0.9 and hyperparameters.lr <= 0.001'",
             "list --where": "modelver list --where 'metrics.val_acc > 0.97'",
             "git log --raw": "git log --raw --format=%H -- '*.modelver.json'",

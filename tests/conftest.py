@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.s3server import S3Server, start_s3_server
 from tests.sandbox import Sandbox
 
 # A busy machine is no failure: nothing here is judged by seconds.
@@ -40,6 +42,14 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # or every hook compiles the package anew
     os.umask(0o022)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with a bucket ``models``, for the tests that ask for one."""
+    with start_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        server.make_bucket("models")
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from dvc_modelver.api.inspect import check, describe_file, show, status
     from dvc_modelver.api.merges import merge_file
     from dvc_modelver.api.migrate import migrate
+    from dvc_modelver.api.moves import mv, rm
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
     from dvc_modelver.api.setup import doctor, init, install, uninstall
     from dvc_modelver.api.stages import check_stage_of, demote, promote, rollback_stage
     from dvc_modelver.api.tables import blame, compare_versions
     from dvc_modelver.api.tags import tag
-    from dvc_modelver.api.track import add, mv, refresh, rm
+    from dvc_modelver.api.track import add, refresh
     from dvc_modelver.api.transfer import pull, push
     from dvc_modelver.api.versions import load, rollback
 
@@ -91,13 +92,14 @@ _ROOMS = {
     "inspect": ("check", "describe_file", "show", "status"),
     "merges": ("merge_file",),
     "migrate": ("migrate",),
+    "moves": ("mv", "rm"),
     "nearest": ("similar",),
     "scan": ("scan",),
     "setup": ("doctor", "init", "install", "uninstall"),
     "stages": ("check_stage_of", "demote", "promote", "rollback_stage"),
     "tables": ("blame", "compare_versions"),
     "tags": ("tag",),
-    "track": ("add", "mv", "refresh", "rm"),
+    "track": ("add", "refresh"),
     "transfer": ("pull", "push"),
     "versions": ("load", "rollback"),
 }

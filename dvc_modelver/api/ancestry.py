@@ -7,17 +7,19 @@ import posixpath
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dvc_modelver.api.elsewhere import open_repository
 from dvc_modelver.api.nearest import MAX_CANDIDATES, VARIANT_COSINE, VARIANT_DISTANCE, rank, side_of
 from dvc_modelver.api.select import split_reference
 from dvc_modelver.diff.adapters import find_layers, find_targets
 from dvc_modelver.diff.changes import Side
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import NotFoundError, UsageError
+from dvc_modelver.metadata import table_path
 from dvc_modelver.registry.graph import Key, reversed_edges
 from dvc_modelver.registry.history import Version
 from dvc_modelver.registry.lineage import Ancestor, Lineage, Recorded, read_lineage
@@ -59,7 +61,13 @@ class Traced:
 
 
 def lineage(
-    reference: str | None = None, *, data: str | None = None, base: str | None = None, folder: Path | None = None
+    reference: str | None = None,
+    *,
+    data: str | None = None,
+    base: str | None = None,
+    repo: str | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+    folder: Path | None = None,
 ) -> Traced:
     """Tell where versions come from, over all models, branches and tags.
 
@@ -70,6 +78,8 @@ def lineage(
         reference: ``NAME``, ``NAME@V`` or ``NAME#STAGE``: what it comes from and what comes from it.
         data: A path or md5: the versions trained on it, and those that have their weights from such a version.
         base: ``NAME@V`` likewise: it and what comes from it.
+        repo: Another repository, by URL or path.
+        say: Takes lines for the user.
         folder: Anywhere in the work tree.
 
     Returns:
@@ -81,17 +91,17 @@ def lineage(
     """
     if sum(question is not None for question in (reference, data, base)) > 1:
         raise UsageError("lineage: a model, --data or --from, found more than one", hint="modelver lineage NAME")
-    repo = Repository.open(folder)
-    views: list[View] = [repo.work_tree, *([repo.at("HEAD")] if repo.head else [])]
-    names = {m.path: m.name for view in reversed(views) for m in repo.models(view)}
-    every = read_lineage(repo.git, repo.objects, names, read_tags(repo.git), repo.backfill)
-    measuring = _Measuring(repo, every)
+    opened = open_repository(repo, folder, say)
+    views: list[View] = [opened.work_tree, *([opened.at("HEAD")] if opened.head else [])]
+    names = {m.path: m.name for view in reversed(views) for m in opened.models(view)}
+    every = read_lineage(opened.git, opened.objects, names, read_tags(opened.git), opened.backfill)
+    measuring = _Measuring(opened, every)
     every = every.with_ancestors(measuring.origins())
-    about, through, chosen = _answer(repo, every, names, reference, data, base)
+    about, through, chosen = _answer(opened, every, names, reference, data, base)
     if found := measuring.doubted(chosen):
         every = every.with_ancestors(found)
-        about, through, chosen = _answer(repo, every, names, reference, data, base)
-    is_shallow = repo.git.text("rev-parse", "--is-shallow-repository") == "true"
+        about, through, chosen = _answer(opened, every, names, reference, data, base)
+    is_shallow = opened.git.text("rev-parse", "--is-shallow-repository") == "true"
     like = nearest_data(every, data) if data is not None and not about else ""
     return Traced(chosen, tuple(about), through, measuring.unmeasured, is_shallow, like)
 
@@ -216,12 +226,14 @@ class _Measuring:
         same = _same_values(version, rivals)
         if same is not None:
             return same
-        near = [found for v in rivals if _is_like(v, version) and (found := self._compare(v, version))]
+        alike = [v for v in rivals if _is_like(v, version)]
+        self._prefetch([version, *alike])
+        near = [found for v in alike if (found := self._compare(v, version))]
         near = [a for a in near if (a.cosine or 0) >= VARIANT_COSINE and a.relative_l2 is not None]
         near = [a for a in near if a.relative_l2 is not None and a.relative_l2 <= VARIANT_DISTANCE]
         best = min((a.relative_l2 for a in near if a.relative_l2 is not None), default=0.0)
-        alike = [a for a in near if (a.relative_l2 or 0.0) <= best * ALIKE]
-        found = alike[-1] if alike else self._base_of_adapter(version, rivals)
+        nearest = [a for a in near if (a.relative_l2 or 0.0) <= best * ALIKE]
+        found = nearest[-1] if nearest else self._base_of_adapter(version, rivals)
         self.unmeasured += self._is_over
         return found
 
@@ -232,6 +244,12 @@ class _Measuring:
             end = bisect_left(own, _age(version), key=_age)
             before += own[max(0, end - MAX_CANDIDATES) : end]
         return sorted(before, key=_age, reverse=True)
+
+    def _prefetch(self, versions: Iterable[Recorded]) -> None:
+        """Have a clone without blobs fetch tensor tables all at once."""
+        objects = self._repo.objects
+        new = (v for v in versions if v.key not in self._sides)
+        objects.prefetch(oid for v in new if (oid := objects.find_blob(v.commit, table_path(v.path))))
 
     def _compare(self, parent: Recorded, child: Recorded) -> Ancestor | None:
         cost = parent.facts.n_tensors + child.facts.n_tensors

@@ -20,13 +20,13 @@ from dvc_modelver.formats import known_suffixes
 from dvc_modelver.formats.folder import is_model_folder
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.pipeline import is_finite
-from dvc_modelver.registry.evaluations import measured_metrics, read_evaluations
+from dvc_modelver.registry.evaluations import measured_metrics
 from dvc_modelver.registry.graph import Key
 from dvc_modelver.registry.lineage import Lineage
 from dvc_modelver.repository import Repository
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import hash_path
-from dvc_modelver.worktree.state import write_file
+from dvc_modelver.worktree.state import is_special, write_output
 
 Say = Callable[[str], None]
 TARGETS = ("huggingface", "cyclonedx", "mlflow")
@@ -38,14 +38,12 @@ def read_release(reference: str, *, folder: Path | None = None) -> Release:
     Raises:
         NotFoundError: No such model or version.
     """
-    repo = Repository.open(folder)
     shown = show(reference, folder=folder)
     metadata, name = shown.metadata, shown.model.name
     structure = shown.table.structure if shown.table is not None else {}
-    evaluations = read_evaluations(repo.objects, [metadata.md5]).get(metadata.md5, [])
     facts: dict[str, Any] = {
         "description": shown.description, "labels": shown.labels, "structure": structure,
-        "metrics": measured_metrics(metadata, evaluations),
+        "metrics": measured_metrics(metadata, shown.evaluations),
     }  # fmt: skip
     declared = structure.get("adapter_config.base_model_name_or_path")
     bases = ((declared, "adapter"),) if isinstance(declared, str) and declared else ()
@@ -95,12 +93,12 @@ def card(reference: str, output: Path | None = None, *, folder: Path | None = No
     if output is not None and output.is_dir():
         raise UsageError(f"{output}: a folder, expected a file", hint=f"-o {word(output / 'README.md')}")
     old = None
-    if output is not None and output.exists():
+    if output is not None and output.exists() and not is_special(output):
         with output.open("rb") as file:
             old = file.read(MAX_CARD_BYTES + 1)
     text = renew_card(old, read_release(reference, folder=folder), str(output))
     if output is not None and text != old:
-        write_file(output, text)
+        write_output(output, text)
     return text.decode("utf-8", "replace")
 
 
@@ -138,7 +136,7 @@ def export(
     if target == "cyclonedx":
         from dvc_modelver.exchange.bom import render_bom
 
-        write_file(Path(place), render_bom(release).encode())
+        write_output(Path(place), render_bom(release).encode())
         return place
     there = Path(place)
     if target == "huggingface" and there.exists() and not there.is_dir():

@@ -14,6 +14,7 @@ from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.folders import folder_bytes
 from dvc_modelver.strategy import Rules, parse_strategy
+from dvc_modelver.worktree.state import is_special
 
 __all__ = ["Merged", "merge_file"]
 
@@ -46,6 +47,8 @@ def merge_file(
     for path in paths.values():
         if not path.exists():
             raise NotFoundError(f"{path}: no such file or folder", hint=f"ls {word(path.parent)}")
+    if is_special(Path(output)):
+        raise UsageError(f"{output}: a device or a pipe, expected a file", hint="-o FILE")
     if not Path(output).parent.is_dir():
         raise NotFoundError(f"{Path(output).parent}: no such folder", hint=f"mkdir -p {word(Path(output).parent)}")
     tensors = tuple(tensors)  # read twice

@@ -13,13 +13,13 @@ from dvc_modelver.api.history import labels_of
 from dvc_modelver.api.select import Selected, select, split_reference
 from dvc_modelver.diff.changes import ModelDiff, Side
 from dvc_modelver.diff.compare import compare
-from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
+from dvc_modelver.errors import BadMetadataError, UsageError, word
 from dvc_modelver.fingerprint.row import TensorRow
 from dvc_modelver.metadata import ModelMetadata, TensorTable, table_path
 from dvc_modelver.registry.evaluations import Measured, measured_metrics, read_evaluations
 from dvc_modelver.registry.history import ModelHistory, Version
 from dvc_modelver.registry.tags import read_tags
-from dvc_modelver.repository import CommitView, Repository
+from dvc_modelver.repository import CommitView, Repository, View
 
 Say = Callable[[str], None]
 _BARE = re.compile(r"@.+|#.+|\d+(\.[0-9a-f]{4,32})?|v\d+\.\d+\.\d+\S*")
@@ -99,6 +99,7 @@ class BlamedTensor:
     """One tensor and the version that last changed it.
 
     Attributes:
+        version: Its commit is empty where it was not committed yet.
         name: In the version that was asked about.
         then: Its name in the version that changed it.
         is_oldest: Whether that version's parent is not in this clone, so that an older one may have it as well.
@@ -126,15 +127,14 @@ def blame(reference: str, *, say: Say = lambda _line: None, folder: Path | None 
         The tensors in the order of the table.
 
     Raises:
-        NotFoundError: No such model or version, or it was not committed.
+        NotFoundError: No such model or version.
         UsageError: An opaque model: nothing is known of its tensors.
     """
     repo = open_repository(None, folder, say)
     wanted = select(repo, reference)
     versions = {v.metadata.md5: v for v in ModelHistory(repo.git, repo.objects, wanted.model.path).versions("--all")}
-    start = versions.get(wanted.metadata.md5)
-    if start is None:
-        raise NotFoundError(f"{reference}: this version was not committed yet", hint="git commit -a")
+    path, md5 = wanted.model.path, wanted.metadata.md5
+    start = versions.setdefault(md5, Version(wanted.metadata, path, "", "", "", "not committed yet"))
     trace = _Trace(repo, versions)
     table = trace.table(start)
     if table is None:
@@ -154,7 +154,9 @@ class _Trace:
         """Give a version's table; None for an opaque one, and one whose table cannot be read."""
         md5 = version.metadata.md5
         if md5 not in self.tables:
-            view = CommitView(version.commit, self.repo.objects, self.repo.backfill)
+            view: View = self.repo.work_tree
+            if version.commit:
+                view = CommitView(version.commit, self.repo.objects, self.repo.backfill)
             text = view.read(table_path(version.path))
             try:
                 table = TensorTable.parse(text, table_path(version.path)) if text is not None else None

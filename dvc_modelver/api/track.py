@@ -1,4 +1,4 @@
-"""add, refresh, mv, rm: what a model's files become."""
+"""add, refresh: what is tracked, and what is said of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from dvc_modelver.repository import Repository, TrackedModel, is_pointer_file
 from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.store.pointers import Pointer, set_out
-from dvc_modelver.store.temp import remove, separate
 from dvc_modelver.transfer import Wanted, fetch
 from dvc_modelver.worktree.describe import Description
 from dvc_modelver.worktree.law import Action
@@ -409,121 +408,3 @@ def _refresh(repo: Repository, tracker: Tracker, model: TrackedModel, facts: Tra
         model.path, hashes, pointer, facts=old.merged_with(gathered).merged_with(facts), name=model.name, anew=True
     )
     return made.metadata
-
-
-def mv(old: str | Path, new: str | Path, *, say: Say = lambda _line: None, folder: Path | None = None) -> str:
-    """Rename a model with its pointer, metadata, tensor table and ignore line; all is staged.
-
-    Returns:
-        The new path.
-
-    Raises:
-        UsageError: The new path is taken, or a pipeline makes the model.
-    """
-    repo = Repository.open(folder)
-    if str(new).endswith("/") and not Path(new).is_dir():
-        raise UsageError(f"{new}: no such folder", hint=f"mkdir -p {word(new)}")
-    model = repo.find_model(repo.work_tree, str(old))
-    if model.pointer.kind == "lock":
-        raise UsageError(
-            f"{model.path}: an output of stage {model.pointer.stage!r}; its path is set in dvc.yaml",
-            hint="edit dvc.yaml, then dvc repro",
-        )
-    target = Path(new) / posixpath.basename(model.path) if Path(new).is_dir() else Path(new)
-    path = repo.inside(target)
-    taken = [p for p in (path, path + ".dvc", metadata_path(path)) if (repo.top / p).exists()]
-    if taken:
-        raise UsageError(f"{taken[0]}: is there already", hint=f"modelver rm {word(path)}")
-    with locked(repo.layout.state_dir):
-        keeper = Keeper(repo, say)
-        tracker = Tracker(keeper)
-        row = keeper.state.rows.pop(model.path, None)
-        (repo.top / path).parent.mkdir(parents=True, exist_ok=True)
-        pointer = _move_pointer(repo, model, path)
-        tracker.stage_ignore_line(path)
-        if (repo.top / model.path).exists():
-            (repo.top / model.path).rename(repo.top / path)
-        _move_metadata(repo, model, path)
-        tracker.unstage_ignore_line(model.path)
-        if row is not None:
-            for seen in keeper.look(only=[path]):
-                keeper.remember(replace(seen, agreed=row.agreed))
-        keeper.save()
-    return pointer.path
-
-
-def _move_pointer(repo: Repository, model: TrackedModel, path: str) -> Pointer:
-    from dvc_modelver.store.pointers import rename_pointer
-    from dvc_modelver.worktree.sync import path_in_file
-
-    disk = repo.top / model.pointer.file
-    old = disk.read_text(encoding="utf-8")
-    file = path + ".dvc"
-    text = rename_pointer(old, path_in_file(model.pointer.file, model.path, old), path_in_file(file, path, old))
-    write_file(repo.top / file, text.encode())
-    repo.git.stage_blobs({file: text.encode(), model.pointer.file: None})
-    disk.unlink()
-    return replace(model.pointer, path=path, file=file)
-
-
-def _move_metadata(repo: Repository, model: TrackedModel, path: str) -> None:
-    blobs: dict[str, bytes | None] = {}
-    if model.metadata is not None:
-        moved = replace(model.metadata, model=replace(model.metadata.model, path=path))
-        blobs[metadata_path(path)] = moved.render()
-        blobs[metadata_path(model.path)] = None
-    table = repo.work_tree.read(table_path(model.path))
-    if table is not None:
-        blobs[table_path(path)], blobs[table_path(model.path)] = table, None
-    for name, content in blobs.items():
-        if content is not None:
-            write_file(repo.top / name, content)
-    repo.git.stage_blobs(blobs)
-    for name, content in blobs.items():
-        if content is None:
-            (repo.top / name).unlink(missing_ok=True)
-
-
-def rm(path: str | Path, *, cached: bool = False, say: Say = lambda _line: None, folder: Path | None = None) -> str:
-    """Stop tracking a model and delete it with its files; the removal is staged, the object stays in the cache.
-
-    Args:
-        path: The model, by name or path.
-        cached: Leave the weights on disk, as an untracked file.
-        say: Takes lines for the user.
-        folder: Anywhere in the work tree.
-
-    Returns:
-        The path removed.
-
-    Raises:
-        UsageError: A pipeline makes the model, or the weights to leave are not on disk.
-    """
-    repo = Repository.open(folder)
-    model = repo.find_model(repo.work_tree, str(path))
-    if model.pointer.kind == "lock":
-        raise UsageError(
-            f"{model.path}: an output of stage {model.pointer.stage!r}; remove the stage instead",
-            hint=f"dvc remove {model.pointer.stage}",
-        )
-    with locked(repo.layout.state_dir):
-        keeper = Keeper(repo, say)
-        tracker = Tracker(keeper)
-        file = repo.top / model.path
-        if cached and not file.exists():
-            raise UsageError(f"{model.path}: not on disk, expected weights", hint=f"modelver rm {word(model.path)}")
-        if cached:
-            separate(file)
-        elif file.exists():
-            hashes = repo.cache(model.path).store_path(file, link=False)
-            if hashes.md5 != model.pointer.md5:
-                say(f"{model.path}: these weights were in no version; kept in the cache as {hashes.md5}")
-        files = [model.pointer.file, metadata_path(model.path), table_path(model.path)]
-        staged = repo.git.index_entries(*files)
-        repo.git.stage_blobs({name: None for name in files if name in staged})
-        for name in files if cached else [*files, model.path]:
-            remove(repo.top / name)
-        tracker.unstage_ignore_line(model.path)
-        keeper.state.rows.pop(model.path, None)
-        keeper.save()
-    return model.path

@@ -15,7 +15,7 @@ from dvc_modelver.registry.history import Version, iter_versions
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.pointers import Pointer, read_lock_stage, replace_lock_stage, write_pointer
 from dvc_modelver.transfer import Wanted, fetch
-from dvc_modelver.worktree.state import locked
+from dvc_modelver.worktree.state import is_special, locked
 from dvc_modelver.worktree.sync import Keeper, path_in_file, read_pointer_text, write_if_changed
 from dvc_modelver.worktree.track import Tracker
 
@@ -213,6 +213,8 @@ def load(
         pointer = _loose_object(repo, reference)
     if target.is_dir() and not (pointer.is_folder and repo.repo_path(target) == pointer.path):
         target = target / posixpath.basename(pointer.path)
+    if is_special(target):
+        raise UsageError(f"{target}: a device or a pipe, expected a file", hint="-o FILE")
     if target.exists() and not force:
         raise UsageError(f"{target}: is there already", hint=f"modelver load {reference} -o {word(target)} --force")
     have_object(repo, pointer, say)

@@ -124,8 +124,8 @@ def list_lines(found: Sequence[ListedModel]) -> list[str]:
     return render_table(["name", "version", "tagged", "latest", "stages", "size", "path"], rows, right=(1, 5))
 
 
-def history_page(name: str, found: Sequence[LoggedVersion]) -> str:
-    """Give the page of a model's history: metrics, and the distance to the version before, over the versions."""
+def history_page(name: str, found: Sequence[LoggedVersion], graph: Mapping[str, Any] | None) -> str:
+    """Give the page of a model's history: its lineage, and metrics and the distance to the version before over time."""
     from dvc_modelver.diff.render.html import render_page
 
     oldest_first = list(reversed(found))
@@ -146,7 +146,7 @@ def history_page(name: str, found: Sequence[LoggedVersion]) -> str:
         v = one.version
         kind = v.metadata.change.kind if v.metadata.change else v.metadata.version.update
         rows.append([str(v.number), v.metadata.md5[:8], v.date[:10], kind, " ".join(one.tags), v.subject])
-    return render_page(f"{name}: versions", {"charts": charts, "rows": rows})
+    return render_page(f"{name}: versions", {"graph": graph, "charts": charts, "rows": rows})
 
 
 # best
@@ -342,7 +342,7 @@ def blame_document(found: Sequence[BlamedTensor]) -> dict[str, Any]:
         "schema": "modelver.blame/1",
         "tensors": [
             {"name": one.name, "number": one.version.number, "md5": one.version.metadata.md5,
-             "commit": one.version.commit, "date": one.version.date, "name_then": one.then,
+             "commit": one.version.commit or None, "date": one.version.date or None, "name_then": one.then,
              "or_before": one.is_oldest, "digest": one.row.digest, "role": one.row.role}
             for one in found
         ],

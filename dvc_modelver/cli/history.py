@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ from dvc_modelver.cli.output import (
     emit_lines,
     say,
 )
-from dvc_modelver.errors import UsageError
+from dvc_modelver.errors import NotFoundError, UsageError
 
 Model = Annotated[str, typer.Argument(metavar="NAME", help="Model, by name or path.")]
 Everywhere = Annotated[bool, typer.Option("--all", help="Versions of all branches and tags.")]
@@ -73,11 +73,21 @@ def log(
     if json or fmt is Format.JSON:
         emit_json(histories.log_document(found), output)
     elif fmt is Format.HTML or open_:
-        reports.emit_page(histories.history_page(name, found), output, opening=open_)
+        reports.emit_page(histories.history_page(name, found, _drawing(name, repo)), output, opening=open_)
     elif fmt is Format.MARKDOWN:
         raise UsageError("log: has no Markdown format, expected text, json or html", hint=f"modelver log {name}")
     else:
         emit_lines(histories.log_lines(found, chosen=where is not None), output)
+
+
+def _drawing(name: str, repo: str | None) -> dict[str, Any] | None:
+    """Give the drawing of what the model comes from; None while none of its versions is committed."""
+    from dvc_modelver.cli import pictures
+
+    try:
+        return pictures.drawing(api.lineage(name, repo=repo))
+    except NotFoundError:
+        return None
 
 
 def best(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dvc_modelver import api
-from dvc_modelver.cli.output import JsonFlag, OutputFile, emit, emit_json, emit_lines, printable, say
+from dvc_modelver.cli.output import JsonFlag, OtherRepository, OutputFile, emit, emit_json, emit_lines, printable, say
 from dvc_modelver.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def lineage(
     base: Annotated[
         str | None, typer.Option("--from", metavar="NAME@V", help="The versions that come from this one.")
     ] = None,
+    repo: OtherRepository = None,
     fmt: Annotated[LineageFormat, typer.Option("--format", help="How the result is written.")] = LineageFormat.TEXT,
     open_: Annotated[bool, typer.Option("--open", help="Open the HTML page in the browser.")] = False,
     output: OutputFile = None,
@@ -57,7 +58,7 @@ def lineage(
     """Show what versions come from and what comes from them; with --data, exit 1 when none was trained on it."""
     if open_ and (json or fmt is not LineageFormat.HTML):
         raise UsageError("--open: only an HTML page is opened", hint="modelver lineage --format html --open")
-    found = api.lineage(reference, data=data, base=base)
+    found = api.lineage(reference, data=data, base=base, repo=repo, say=say)
     if json or fmt is LineageFormat.JSON:
         emit_json(lineage_document(found), output)
     elif fmt is LineageFormat.DOT:
@@ -83,8 +84,6 @@ def _nobody(found: Traced, data: str) -> str:
 
 def remarks(found: Traced) -> Iterator[str]:
     """Give what the answer may lack."""
-    if found.is_shallow:
-        yield "this is a shallow clone: older versions are not here (git fetch --unshallow)"
     if found.unmeasured:
         n = found.unmeasured
         yield f"{n} version{'s' * (n != 1)} without a parent: not compared with all others, they are too many"

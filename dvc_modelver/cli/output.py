@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dvc_modelver.errors import ModelverError, UsageError
-from dvc_modelver.worktree.state import write_file
+from dvc_modelver.worktree.state import write_output
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="Write the result to a file.", dir_okay=False)]
@@ -59,7 +59,7 @@ def emit(text: str, output: Path | None = None) -> None:
     """Write a result to standard output or to a file."""
     if output is not None:
         try:
-            write_file(output, text.encode())
+            write_output(output, text.encode())
         except IsADirectoryError as err:
             raise UsageError(f"{output}: a folder, expected a file") from err
         return

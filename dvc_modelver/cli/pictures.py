@@ -131,7 +131,7 @@ def _short_how(every: Lineage, v: Recorded) -> str:
     first = next(iter(every.ancestors[v.key]), None)
     if first is None:
         return v.facts.update
-    return ", ".join(x for x in (first.how, cosine_of(first)) if x)
+    return " ".join(x for x in (first.how, cosine_of(first).removeprefix("cosine ")) if x)
 
 
 def _runs(found: Traced) -> list[list[Key]]:

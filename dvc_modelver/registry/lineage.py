@@ -249,43 +249,64 @@ def read_lineage(
     return Lineage(versions, _without_cycles(ancestors), _labels(versions), unreadable)
 
 
-def _read_versions(
-    git: Git, objects: ObjectReader, names: Mapping[str, str], backfill: Backfill
-) -> tuple[dict[Key, Recorded], dict[str, str], int]:
+class _Commit(NamedTuple):
+    """A commit that changed metadata, or brought in what was backfilled.
+
+    Attributes:
+        age: Its position, the newest of all -1.
+        files: Blob and model of each metadata file that it changed.
+    """
+
+    id: str
+    date: str
+    subject: str
+    age: int
+    files: list[tuple[str, str]]
+
+
+def _read_commits(git: Git, objects: ObjectReader, backfill: Backfill) -> list[_Commit]:
+    """Give the commits of all refs, the newest first."""
     out = git.run(
         "log", "-z", "--date-order", "--raw", "--no-abbrev", "--no-renames", "--root", "--diff-merges=first-parent",
         "--no-show-signature", "--format=%x01%H%x02%aI%x02%s", "--exclude=refs/notes*", "--all",
         *(["HEAD"] if objects.head() else []), "--", f"*{METADATA_SUFFIX}",
         *(f":(literal){pointer}" for pointer in _pointers(backfill)), literal=False,
     )  # fmt: skip
-    found: dict[Key, Recorded] = {}
-    aliases: dict[str, str] = {}
-    oids: dict[str, str] = {}
-    parsed: dict[str, Facts | None] = {}
-    commit, date, subject, age, unreadable = "", "", "", 0, 0
+    found: list[_Commit] = []
     parts = iter(out.split(b"\0"))
     for part in parts:
         text = part.strip(b"\n")
         if text.startswith(b"\x01"):
             commit, date, subject = text[1:].decode("utf-8", "replace").split("\x02", 2)
-            age -= 1
-            for one in backfill.by_commit.get(commit, ()):
-                _add(found, _facts(one.metadata.render()), one.path, (commit, date, subject, age), names, aliases)
-            continue
-        if not text.startswith(b":"):
-            continue
-        oid, file = text.split(b" ")[3].decode(), os.fsdecode(next(parts))
-        path = find_model_path(file)
-        if path is None or not file.endswith(METADATA_SUFFIX):
-            continue  # a pointer, of commits that were made without metadata
-        if oid not in parsed:
-            parsed[oid] = _read(objects, oid)
-            unreadable += parsed[oid] is None and oid.strip("0") != ""
-        facts = parsed[oid]
-        if facts is not None:
-            oids[oid] = facts.md5
-        _add(found, facts, path, (commit, date, subject, age), names, aliases)
-    return dict(sorted(found.items(), key=lambda item: (item[1].age, item[0]))), oids, unreadable
+            found.append(_Commit(commit, date, subject, -1 - len(found), []))
+        elif text.startswith(b":"):
+            oid, file = text.split(b" ")[3].decode(), os.fsdecode(next(parts))
+            if file.endswith(METADATA_SUFFIX) and oid.strip("0"):
+                found[-1].files.append((oid, find_model_path(file) or file))
+    return found
+
+
+def _read_versions(
+    git: Git, objects: ObjectReader, names: Mapping[str, str], backfill: Backfill
+) -> tuple[dict[Key, Recorded], dict[str, str], int]:
+    commits = _read_commits(git, objects, backfill)
+    objects.prefetch(oid for commit in commits for oid, _ in commit.files)
+    found: dict[Key, Recorded] = {}
+    aliases: dict[str, str] = {}
+    oids: dict[str, str] = {}
+    parsed: dict[str, Facts | None] = {}
+    for commit in commits:
+        for one in backfill.by_commit.get(commit.id, ()):
+            _add(found, _facts(one.metadata.render()), one.path, commit, names, aliases)
+        for oid, path in commit.files:
+            if oid not in parsed:
+                parsed[oid] = _read(objects, oid)
+            facts = parsed[oid]
+            if facts is not None:
+                oids[oid] = facts.md5
+            _add(found, facts, path, commit, names, aliases)
+    ordered = dict(sorted(found.items(), key=lambda item: (item[1].age, item[0])))
+    return ordered, oids, sum(facts is None for facts in parsed.values())
 
 
 def _pointers(backfill: Backfill) -> list[str]:
@@ -297,7 +318,7 @@ def _add(
     found: dict[Key, Recorded],
     facts: Facts | None,
     path: str,
-    at: tuple[str, str, str, int],
+    commit: _Commit,
     names: Mapping[str, str],
     aliases: dict[str, str],
 ) -> None:
@@ -308,13 +329,11 @@ def _add(
         aliases.setdefault(facts.name, names[path])
     key = (names.get(path) or aliases.get(facts.name, facts.name), facts.md5)
     newer = found.pop(key, None)
-    found[key] = Recorded(key, newer.facts if newer is not None else facts, path, *at)
+    found[key] = Recorded(key, newer.facts if newer is not None else facts, path, *commit[:4])
 
 
 def _read(objects: ObjectReader, oid: str) -> Facts | None:
     """Give what the graph needs of a metadata file; None for one that is not whole, or not described yet."""
-    if not oid.strip("0"):
-        return None
     try:
         return _facts(objects.read_blob(oid))
     except (NotFoundError, UsageError):

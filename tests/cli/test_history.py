@@ -286,6 +286,16 @@ def test_blame_names_the_version_of_each_tensor(box: Sandbox) -> None:
     assert "no tensor table" in refused(box, "blame", "words")
 
 
+def test_blame_of_a_retrained_model_says_what_is_not_committed(copy: Sandbox) -> None:
+    table = make_table(md5_of("digits 9"), {"embed.weight": 3, "layers.3.bias": 5})
+    for path, content in make_version("digits", DIGITS, 9, table=table, parents=(md5_of("digits 8"),))[1].items():
+        (copy.path / path).write_bytes(content)
+    found = {t["name"]: (t["number"], t["commit"] is None) for t in ask(copy, "blame", "digits")["tensors"]}
+    assert found["layers.3.bias"] == (9, True)
+    assert found["embed.weight"] == (8, False)
+    assert "not committed yet" in copy.modelver("blame", "digits")
+
+
 def test_blame_follows_renamed_tensors_and_both_sides_of_a_merge(tmp_path: Path) -> None:
     from dataclasses import replace
 

@@ -116,5 +116,6 @@ def test_reports_from_the_command_line(sandbox: Sandbox) -> None:
     sandbox.modelver("log", "net", "--format", "html", "-o", "log.html")
     data = json.loads((sandbox.path / "log.html").read_text().split('id="data">')[1].split("</script>")[0])
     assert data["charts"][0] == {"title": "acc", "points": [["1", 0.1], ["2", 0.2], ["3", 0.3]]}
+    assert [box["label"] for box in data["graph"]["boxes"]] == ["net@1", "net@2", "net@3"]
     assert sandbox.exit_code("diff", "--open") == 2
     assert sandbox.exit_code("log", "net", "--format", "markdown") == 2

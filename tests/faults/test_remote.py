@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from dvc_modelver.store.remotes import Remote
-from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server, start_s3_server
+from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.sandbox import Sandbox, md5_of
 
 NAMES = ("a", "b", "c")
@@ -90,13 +90,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 for _method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
     setattr(_Handler, f"do_{_method}", _Handler._pass)
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with start_s3_server(tmp_path_factory.mktemp("s3")) as server:
-        server.make_bucket("models")
-        yield server
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
-"""A history told in a few lines: real weights, fingerprints and metadata, written by ``git fast-import``."""
+"""A history told in a few lines: real weights, with their fingerprints and the change that was measured."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,18 @@ from safetensors.numpy import save
 from dvc_modelver.diff.changes import Side
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.formats.safetensors import open_file
-from dvc_modelver.metadata import (
-    ChangeFacts,
-    ModelFacts,
-    ModelMetadata,
-    TensorTable,
-    TrainingFacts,
-    VersionFacts,
-    describe_tensors,
-    metadata_path,
-    summarise,
-    table_digest,
-    table_path,
-)
+from dvc_modelver.metadata import ChangeFacts, ModelMetadata, TensorTable, describe_tensors, metadata_path
 from tests.sandbox import Weights
+from tests.stream import Stream, make_version
 
 
 class Story:
     """Versions of models, a commit for each, an hour between two."""
 
     def __init__(self) -> None:
-        self.feed: list[bytes] = []
-        self.commits = 0
+        self.stream = Stream()
+        self.tips: dict[str, int] = {}
         self.known: dict[str, tuple[ModelMetadata, TensorTable]] = {}
-        self.hour = 0
 
     def tell(
         self,
@@ -47,81 +35,55 @@ class Story:
         branch: str = "main",
         merges: str = "",
         change_from: str | None = None,
-        again: bool = False,
         path: str = "",
         **training: Any,
     ) -> str:
         """Commit a version; give its md5.
 
         Args:
+            name: Of the model.
+            weights: Its tensors.
             parents: As the metadata declares them.
+            branch: Where to; a new one starts where main is.
             merges: A branch that the commit merges as well.
             change_from: The version that the recorded change is from; the first parent by default.
-            again: Into the same commit as the last one.
-        """  # fmt: skip
+            path: Of the model, where it is not its name.
+            training: What training recorded; ``merge`` is the recipe of a merge.
+        """
         content = save(weights)
         md5, path = hashlib.md5(content).hexdigest(), path or f"{name}.safetensors"
         with open_file(io.BytesIO(content), path) as reader:
             table = describe_tensors(reader, md5)
-        text = table.render()
-        first = self.known.get(change_from or (parents[0] if parents else ""))
-        merge = training.pop("merge", None)
-        metadata = ModelMetadata(
-            model=ModelFacts(name=name, path=path, format="safetensors", bytes_=len(content), md5=md5,
-                             tensors_digest=table_digest(text), **summarise(table.rows)),
-            version=VersionFacts(
-                number=1 + max((self.known[p][0].version.number for p in parents if p in self.known), default=0),
-                parents=parents, update="merge" if merge else "fine-tune" if parents else "initial",
-                extra={"merge": merge} if merge else {},
-            ),
-            change=_change(first, table, path) if first is not None else None,
-            training=TrainingFacts(**training),
-        )  # fmt: skip
+        old, merge = self.known.get(change_from or (parents or ("",))[0]), training.pop("merge", None)
+        number = 1 + max((self.known[p][0].version.number for p in parents if p in self.known), default=0)
+        change = _change(*old, table, path) if old is not None else None
+        metadata, files = make_version(name, path, number, parents=parents, table=table, change=change, **training)
+        if merge:
+            metadata = replace(metadata, version=replace(metadata.version, update="merge", extra={"merge": merge}))
+            files[metadata_path(path)] = metadata.render()
         self.known[md5] = (metadata, table)
-        pointer = f"outs:\n- md5: {md5}\n  size: {len(content)}\n  hash: md5\n  path: {path}\n".encode()
-        files = {metadata_path(path): metadata.render(), table_path(path): text, f"{path}.dvc": pointer}
-        self.commit(files, f"{name} {metadata.version.number}", branch=branch, merges=merges, again=again)
+        self.commit(files, f"{name} {number}", branch=branch, merges=merges)
         return md5
 
-    def commit(
-        self, files: dict[str, bytes], subject: str, *, branch: str = "main", merges: str = "", again: bool = False
-    ) -> None:
+    def commit(self, files: dict[str, bytes], subject: str, *, branch: str = "main", merges: str = "") -> None:
         """Write files; a new branch starts where main is."""
-        if not again:
-            self.commits += 1
-            who = f"Ada <ada@example.org> {1_700_000_000 + 3600 * self.commits} +0000\n".encode()
-            ref = f"commit refs/heads/{branch}\nmark :{self.commits}\n".encode()
-            text = subject.encode()
-            self.feed.append(ref + b"author " + who + b"committer " + who + b"data %d\n%s\n" % (len(text), text))
-            if branch != "main" and f"refs/heads/{branch}\n".encode() not in b"".join(self.feed[:-1]):
-                self.feed.append(b"from refs/heads/main\n")
-            if merges:
-                self.feed.append(f"merge refs/heads/{merges}\n".encode())
-        for path, content in files.items():
-            self.feed.append(f"M 100644 inline {path}\n".encode() + b"data %d\n%s\n" % (len(content), content))
+        parents = [self.tips[b] for b in (branch if branch in self.tips else "main", merges) if b in self.tips]
+        self.tips[branch] = self.stream.commit(files, branch=branch, parents=parents, message=subject)
 
-    def tag(self, name: str, rev: str = "main", message: str = "a tag") -> None:
-        """Write an annotated tag."""
-        self.feed.append(
-            f"tag {name}\nfrom refs/heads/{rev}\ntagger Ada <ada@example.org> {1_700_000_000 + 3600 * self.commits} +0000\n"
-            f"data {len(message)}\n{message}\n".encode()
-        )  # fmt: skip
+    def tag(self, name: str, message: str = "a tag") -> None:
+        """Write an annotated tag where main is."""
+        self.stream.tag(name, self.tips["main"], message)
 
     def write(self, folder: Path) -> Path:
         """Make the repository."""
-        subprocess.run(["git", "init", "-q", "-b", "main", str(folder)], check=True)
-        subprocess.run(["git", "fast-import", "--quiet"], cwd=folder, input=b"".join(self.feed), check=True)
-        subprocess.run(["git", "reset", "-q", "--hard", "main"], cwd=folder, check=True)
+        self.stream.load(folder)
         (folder / ".dvc").mkdir(exist_ok=True)
         return folder
 
 
-def _change(old: tuple[ModelMetadata, TensorTable], table: TensorTable, path: str) -> ChangeFacts:
-    metadata, before = old
-    found = compare(
-        Side(path, "", before, metadata, metadata.md5, "safetensors"),
-        Side(path, "", table, None, table.md5, "safetensors"),
-    )
+def _change(metadata: ModelMetadata, before: TensorTable, table: TensorTable, path: str) -> ChangeFacts:
+    old = Side(path, "", before, metadata, metadata.md5, "safetensors")
+    found = compare(old, Side(path, "", table, None, table.md5, "safetensors"))
     return ChangeFacts(
         from_=metadata.md5,
         kind=found.kind,

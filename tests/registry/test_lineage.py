@@ -297,8 +297,10 @@ def test_a_shallow_clone_says_what_it_lacks(repo: Path, tmp_path: Path) -> None:
     (tmp_path / "clone/.dvc").mkdir(exist_ok=True)
     box = Sandbox(tmp_path / "clone")
     out = box.modelver("lineage", "digits", ok=False)
-    assert "this is a shallow clone: older versions are not here" in out
+    assert "this clone is shallow" in out
     assert "digits@4: no commit has its declared parent" in out
+    elsewhere = modelver.lineage("digits", repo=str(repo), folder=tmp_path / "clone")
+    assert elsewhere.lineage.labels == modelver.lineage("digits", folder=repo).lineage.labels
 
 
 def test_the_command(sandbox: Sandbox) -> None:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dvc_modelver.formats import open_reader
 from dvc_modelver.store.remotes import Remote
-from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server, start_s3_server
+from tests.s3server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.sandbox import Sandbox
 
 MODEL = "models/net.safetensors"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with start_s3_server(tmp_path_factory.mktemp("s3")) as server:
-        server.make_bucket("models")
-        yield server
 
 
 @pytest.fixture
