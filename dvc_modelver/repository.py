@@ -429,12 +429,37 @@ class Repository:
             raise UsageError(f"{given}: outside the work tree {self.top}")
         return found
 
+    def trackable(self, given: str | Path) -> str:
+        """Give the path of a file that is to be tracked.
+
+        Raises:
+            UsageError: It lies outside the work tree, or no DVC pointer can hold its name.
+        """
+        found = self.inside(given)
+        check_utf8(found)
+        return found
+
     def read_small(self, path: str) -> bytes | None:
         """Give a small file of the work tree; None where there is none."""
         target = self.top / path
         if not target.is_file() or target.stat().st_size > MAX_METADATA_BYTES:
             return None
         return target.read_bytes()
+
+
+def is_utf8(path: str) -> bool:
+    """Whether the bytes of a path are UTF-8; Python keeps others as surrogates."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace") == path
+
+
+def check_utf8(path: str) -> None:
+    """Refuse a path that DVC cannot write down.
+
+    Raises:
+        UsageError: It is not UTF-8.
+    """
+    if not is_utf8(path):
+        raise UsageError(f"{path}: its name is not UTF-8, and a DVC pointer cannot hold it", hint="rename the file")
 
 
 def _speakable(text: str) -> str:

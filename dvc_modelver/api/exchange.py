@@ -208,7 +208,7 @@ def import_model(
         )
         if target.is_dir() and weights.is_file():
             target = target / weights.name
-        inside = repo.inside(target)
+        inside = repo.trackable(target)
         _check_free(repo, inside, md5)
         target.parent.mkdir(parents=True, exist_ok=True)
         if weights.is_dir() and target.exists():

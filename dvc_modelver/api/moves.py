@@ -38,7 +38,7 @@ def mv(old: str | Path, new: str | Path, *, say: Say = lambda _line: None, folde
             hint="edit dvc.yaml, then dvc repro",
         )
     target = Path(new) / posixpath.basename(model.path) if Path(new).is_dir() else Path(new)
-    path = repo.inside(target)
+    path = repo.trackable(target)
     taken = [p for p in (path, path + ".dvc", metadata_path(path)) if (repo.top / p).exists()]
     if taken:
         raise UsageError(f"{taken[0]}: is there already", hint=f"modelver rm {word(path)}")

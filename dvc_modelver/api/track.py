@@ -22,7 +22,7 @@ from dvc_modelver.metadata import (
 )
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.registry.tags import check_name
-from dvc_modelver.repository import Repository, TrackedModel, is_pointer_file
+from dvc_modelver.repository import Repository, TrackedModel, check_utf8, is_pointer_file
 from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.store.pointers import Pointer, set_out
@@ -114,7 +114,7 @@ def add(
     facts = declared_facts(metrics, params, data, repo=repo)
     with locked(repo.layout.state_dir):
         adder = _Adder(repo, say, facts, accept=accept)
-        wanted = [repo.inside(p) for p in paths]
+        wanted = [repo.trackable(p) for p in paths]
         if update:
             wanted += adder.retrained()
         if everything:
@@ -249,6 +249,8 @@ class _Adder:
         if (file / ".git").exists() or file.resolve() == self.repo.top.resolve():
             raise UsageError(f"{path}: a repository of its own, expected a folder of weights")
         names = [name for name, _ in iter_files(file)]
+        for name in names:
+            check_utf8(f"{path}/{name}")
         if not holds_weights(names) and not any(posixpath.basename(name) in MARKERS for name in names):
             raise UsageError(
                 f"{path}: a folder without weights, expected a model",

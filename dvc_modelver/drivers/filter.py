@@ -18,7 +18,7 @@ from typing import BinaryIO
 from dvc_modelver.drivers.say import say, say_error
 from dvc_modelver.errors import ModelverError, UsageError, word
 from dvc_modelver.progress import ProgressLine
-from dvc_modelver.repository import Repository
+from dvc_modelver.repository import Repository, is_utf8
 from dvc_modelver.store.gate import (
     MAX_GATE_BYTES,
     MAX_TEXT_BYTES,
@@ -140,7 +140,7 @@ def clean(repo: Repository, path: str, pieces: Iterator[bytes]) -> Iterator[byte
         EnvironmentFailed: The disk is full.
         UsageError: The file was written while it was read.
     """
-    if path.encode("utf-8", "surrogateescape").decode("utf-8", "replace") != path:
+    if not is_utf8(path):
         raise UsageError("its name is not UTF-8, and a DVC pointer cannot hold it", hint="rename it, then git add")
     file = repo.top / path
     start, pieces = _peek(pieces, MAX_TEXT_BYTES + 1)

@@ -181,6 +181,16 @@ def test_a_name_that_is_not_utf8_is_refused_at_once(sandbox: Sandbox) -> None:
     assert done.returncode != 0
     assert b"not UTF-8" in done.stderr
     assert sandbox.git("diff", "--cached", "--name-only") == ""
+    odd, folder = os.fsdecode(name), sandbox.path / "big"
+    done_too = sandbox.run("modelver", "add", odd, ok=False)
+    assert (done_too.returncode, "not UTF-8" in done_too.stderr) == (2, True)
+    folder.mkdir()
+    (sandbox.path / odd).rename(folder / odd)
+    assert sandbox.exit_code("add", "big") == 2
+    (folder / odd).rename(folder / "even.safetensors")
+    sandbox.modelver("add", "big")
+    assert sandbox.exit_code("mv", "big", odd) == 2
+    assert (folder / "even.safetensors").exists()
 
 
 def test_weights_without_rights_are_an_environment_error(two: Sandbox) -> None:
