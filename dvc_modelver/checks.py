@@ -48,9 +48,9 @@ def check_commits(repo: Repository, new: str, known: Sequence[str]) -> list[Prob
     if tip is None:
         return []  # a tag of a file
     changed: dict[str, dict[str, None]] = {}
-    for commit, change in repo.git.iter_changes("--reverse", "--diff-merges=first-parent", tip, "--not", *known):
+    for logged, change in repo.git.iter_changes("--reverse", "--diff-merges=first-parent", tip, "--not", *known):
         if _is_ours(repo, change.path):
-            changed.setdefault(commit, {})[change.path] = None
+            changed.setdefault(logged.id, {})[change.path] = None
     found: list[Problem] = []
     for commit, paths in changed.items():
         if commit != tip:

@@ -99,9 +99,9 @@ def _pointer_files(repo: Repository, tips: Sequence[str], known: Sequence[str]) 
         path, oid = change.path, change.new_oid
         if posixpath.basename(path) == "dvc.yaml":
             path = posixpath.join(posixpath.dirname(path), "dvc.lock")
-            oid = repo.objects.find_blob(commit, path) or ZERO_OID
+            oid = repo.objects.find_blob(commit.id, path) or ZERO_OID
         if is_pointer_file(path) and change.status != "D" and oid != ZERO_OID:
-            yield commit, oid, path
+            yield commit.id, oid, path
 
 
 def _pointers_of_blob(repo: Repository, commit: str, oid: str, path: str) -> list[Pointer]:

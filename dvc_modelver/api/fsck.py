@@ -139,10 +139,10 @@ def _check_history(repo: Repository, result: Fsck, *, deep: bool) -> None:
         if path is None or (path, change.new_oid) in seen:
             continue
         seen.add((path, change.new_oid))
-        view = CommitView(commit, repo.objects)
+        view = CommitView(commit.id, repo.objects)
         model = _model_at(repo, view, path)
         for line in _contradictions(repo, view, model, deep=deep) if model is not None else ():
-            result.add(f"{commit[:8]}: {line}", f"git show {commit[:8]}; modelver refresh mends the newest alone")
+            result.add(f"{commit.id[:8]}: {line}", f"git show {commit.id[:8]}; modelver refresh mends the newest alone")
 
 
 def _model_at(repo: Repository, view: View, path: str) -> TrackedModel | None:

@@ -92,7 +92,8 @@ class _Job:
     def find(self, tip: str, known: list[str]) -> Iterator[_Todo]:
         """Give what is to be described, oldest commit first."""
         args = ("--reverse", "--topo-order", "--diff-merges=first-parent", tip, "--not", *known, "--")
-        for commit, change in self.repo.git.iter_changes(*args, "*.dvc", "*dvc.lock"):
+        for logged, change in self.repo.git.iter_changes(*args, "*.dvc", "*dvc.lock"):
+            commit = logged.id
             if not is_pointer_file(change.path) or change.status == "D":
                 continue
             view = CommitView(commit, self.repo.objects)

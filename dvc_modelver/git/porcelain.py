@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
 
@@ -31,6 +32,19 @@ class GitFailed(UsageError):  # noqa: N818 - what happened, not a name for a bug
         super().__init__(f"git {args[0]}: {re.sub(r'^(fatal|error): ', '', last[0])}")
         self.code = code
         self.stderr = stderr
+
+
+class Logged(NamedTuple):
+    """A commit as ``git log`` has it.
+
+    Attributes:
+        date: Of the author, ISO 8601.
+    """
+
+    id: str
+    date: str
+    author: str
+    subject: str
 
 
 @dataclass(frozen=True)
@@ -176,21 +190,22 @@ class Git:
         """Give what differs between two commits."""
         return list(_iter_raw(self.run("diff-tree", "-r", "--raw", "-z", "--no-abbrev", "--no-renames", old, new)))
 
-    def iter_changes(self, *args: str) -> Iterator[tuple[str, Change]]:
+    def iter_changes(self, *args: str, literal: bool = False) -> Iterator[tuple[Logged, Change]]:
         """Give (commit, change) of everything that commits changed, newest first, in one process.
 
         Args:
             args: Arguments of ``git log``: revisions, how to show merges, and paths, which may be patterns.
+            literal: Paths are no patterns.
         """
         out = self.run(
-            "log", "-z", "--format=%x01%H", "--no-show-signature", "--raw", "--no-abbrev", "--no-renames", "--root",
-            *args, literal=False,
+            "log", "-z", "--format=%x01%H%x02%aI%x02%an%x02%s", "--no-show-signature", "--raw", "--no-abbrev",
+            "--no-renames", "--root", *args, literal=literal,
         )  # fmt: skip
-        parts, commit = iter(out.split(b"\0")), ""
+        parts, commit = iter(out.split(b"\0")), Logged("", "", "", "")
         for part in parts:
             text = part.strip()
             if text.startswith(b"\x01"):
-                commit = text[1:].decode()
+                commit = Logged(*text[1:].decode("utf-8", "replace").split("\x02", 3))
             elif text.startswith(b":"):
                 yield commit, _change(text, next(parts))
 

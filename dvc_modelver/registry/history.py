@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -135,20 +134,11 @@ class ModelHistory:
 def _iter_changed(
     git: Git, rev: str, files: Iterable[str], commits: Iterable[str] = (), *, literal: bool = True
 ) -> Iterator[_Changed]:
-    out = git.run(
-        "log", "-z", "--topo-order", "--raw", "--no-abbrev", "--no-renames", "--root", "--no-show-signature",
-        "--diff-merges=first-parent", "--format=%x01%H%x02%aI%x02%an%x02%s", rev, *commits, "--", *files,
-        literal=literal,
+    found = git.iter_changes(
+        "--topo-order", "--diff-merges=first-parent", rev, *commits, "--", *files, literal=literal
     )  # fmt: skip
-    parts = iter(out.split(b"\0"))
-    head = ["", "", "", ""]
-    for part in parts:
-        text = part.strip()
-        if text.startswith(b"\x01"):
-            head = text[1:].decode("utf-8", "replace").split("\x02", 3)
-        elif text.startswith(b":"):
-            _, _, old_oid, new_oid, _ = text.decode().split(" ")
-            yield _Changed(head[0], head[1], head[2], head[3], os.fsdecode(next(parts)), old_oid, new_oid)
+    for commit, change in found:
+        yield _Changed(*commit, change.path, change.old_oid, change.new_oid)
 
 
 def _pointers(objects: ObjectReader, paths: Iterable[str] | None = None) -> dict[str, set[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
 from dvc_modelver.git.objects import ObjectReader
-from dvc_modelver.git.porcelain import Git
+from dvc_modelver.git.porcelain import ZERO_OID, Git
 from dvc_modelver.metadata import METADATA_SUFFIX, ModelMetadata, find_model_path
 from dvc_modelver.registry.backfill import Backfill
 from dvc_modelver.registry.graph import Key, find_cycles, reach, reversed_edges
@@ -266,23 +265,17 @@ class _Commit(NamedTuple):
 
 def _read_commits(git: Git, objects: ObjectReader, backfill: Backfill) -> list[_Commit]:
     """Give the commits of all refs, the newest first."""
-    out = git.run(
-        "log", "-z", "--date-order", "--raw", "--no-abbrev", "--no-renames", "--root", "--diff-merges=first-parent",
-        "--no-show-signature", "--format=%x01%H%x02%aI%x02%s", "--exclude=refs/notes*", "--all",
+    changes = git.iter_changes(
+        "--date-order", "--diff-merges=first-parent", "--exclude=refs/notes*", "--all",
         *(["HEAD"] if objects.head() else []), "--", f"*{METADATA_SUFFIX}",
-        *(f":(literal){pointer}" for pointer in _pointers(backfill)), literal=False,
+        *(f":(literal){pointer}" for pointer in _pointers(backfill)),
     )  # fmt: skip
     found: list[_Commit] = []
-    parts = iter(out.split(b"\0"))
-    for part in parts:
-        text = part.strip(b"\n")
-        if text.startswith(b"\x01"):
-            commit, date, subject = text[1:].decode("utf-8", "replace").split("\x02", 2)
-            found.append(_Commit(commit, date, subject, -1 - len(found), []))
-        elif text.startswith(b":"):
-            oid, file = text.split(b" ")[3].decode(), os.fsdecode(next(parts))
-            if file.endswith(METADATA_SUFFIX) and oid.strip("0"):
-                found[-1].files.append((oid, find_model_path(file) or file))
+    for commit, change in changes:
+        if not found or found[-1].id != commit.id:
+            found.append(_Commit(commit.id, commit.date, commit.subject, -1 - len(found), []))
+        if change.path.endswith(METADATA_SUFFIX) and change.new_oid != ZERO_OID:
+            found[-1].files.append((change.new_oid, find_model_path(change.path) or change.path))
     return found
 
 
