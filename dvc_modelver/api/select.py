@@ -47,6 +47,12 @@ def split_reference(text: str) -> tuple[str, str, str]:
     return text, "", ""
 
 
+def reference_to(name: str, version: str) -> str:
+    """Give the reference of a version that was named after its model: ``3``, ``@3``, ``NAME@3``, ``#prod``."""
+    rest = version.removeprefix(name) if version.startswith((f"{name}@", f"{name}#")) else version
+    return f"{name}{'' if rest.startswith(('@', '#')) else '@'}{rest}"
+
+
 def find_known(repo: Repository, name: str) -> TrackedModel:
     """Give a model by name or path: in the work tree, else at HEAD, where it may have been removed since.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dvc_modelver.api.select import Selected, find_known, select, split_reference
+from dvc_modelver.api.select import Selected, find_known, reference_to, select, split_reference
 from dvc_modelver.errors import NotFoundError, ObjectMissing, UsageError, word
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
 from dvc_modelver.pipeline import flatten
@@ -55,12 +55,16 @@ def rollback(
     repo = Repository.open(folder)
     if repo.head is None:
         raise NotFoundError(f"{name}: nothing was committed yet, so there is no earlier version")
-    if version is None and "@" in name:
-        name, version, _ = split_reference(name)
-    model = find_known(repo, name)
+    try:
+        model = find_known(repo, name)
+    except NotFoundError:
+        bare, number, stage = split_reference(name)
+        if version is not None or not (number or stage):
+            raise
+        model, version = find_known(repo, bare), number or f"#{stage}"
     current = repo.metadata(repo.index(), model.path) or model.metadata
     if version is not None:
-        chosen = select(repo, f"{model.name}@{version.removeprefix(f'{model.name}@')}")
+        chosen = select(repo, reference_to(model.name, version))
     else:
         before = _version_before(repo, model.path, current)
         chosen = _selected_at(repo, before, model.name)
