@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc_modelver.api.elsewhere import check_tags
-from dvc_modelver.api.select import find_known
+from dvc_modelver.api.select import find_known, find_past
 from dvc_modelver.api.tags import remote_to_push_to
 from dvc_modelver.errors import EnvironmentFailed, ModelverError, NotFoundError, RefusedError, UsageError, word
 from dvc_modelver.registry.sharing import TagTakenError, fetch_tags, find_remote, push_tags, remote_tags, take_theirs
@@ -76,7 +76,7 @@ class Work:
 
 
 def name_of(repo: Repository, name: str) -> str:
-    """Give the name of a model by name or path; one that was removed since is known by its tags.
+    """Give the name of a model by name or path; one that was removed since is known by its tags, or by history.
 
     Raises:
         NotFoundError: No such model.
@@ -84,9 +84,12 @@ def name_of(repo: Repository, name: str) -> str:
     try:
         return find_known(repo, name).name
     except NotFoundError:
-        if not any(tag.stage for tag in read_tags(repo.git, name)):
+        if any(tag.stage for tag in read_tags(repo.git, name)):
+            return name
+        past = find_past(repo, name)
+        if past is None:
             raise
-        return name
+        return past[0]
 
 
 def _check_reason(reason: str) -> None:
