@@ -172,7 +172,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             for _ in range(600):
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    asked = f"http://127.0.0.1:{port}/api/2.0/mlflow/registered-models/search"  # its database, too
+                    urllib.request.urlopen(asked, timeout=30).close()
                     break
                 except OSError:
                     assert process.poll() is None, (home / "log").read_text()
