@@ -96,13 +96,16 @@ def look(
     wanted = None if only is None else set(only)
     models = repo.models(repo.work_tree)
     return [
-        _see(repo, state, model, max_bytes, storing=storing)
+        see(repo, state, model, max_bytes, storing=storing)
         for model in models
         if wanted is None or model.path in wanted
     ]
 
 
-def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | None, *, storing: bool) -> Seen:
+def see(
+    repo: Repository, state: State, model: TrackedModel, max_bytes: int | None = None, *, storing: bool = False
+) -> Seen:
+    """Look at one model, as `look` does at all."""
     row = state.rows.get(model.path)
     file = repo.top / model.path
     is_of_its_kind = file.is_dir() == model.pointer.is_folder
