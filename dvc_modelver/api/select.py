@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
@@ -101,14 +101,16 @@ def select(repo: Repository, reference: str) -> Selected:
 
 
 def _backfilled(repo: Repository, model: TrackedModel) -> Selected:
-    """Give what was backfilled for the version that the work tree's pointer names, where HEAD's names it, too."""
+    """Give what was backfilled for the version that the work tree's pointer names."""
+    known = repo.backfilled(model.path, model.pointer.md5)
+    if known is None:
+        raise NotFoundError(f"{model.path}: has no metadata yet", hint=f"modelver add {word(model.path)}")
+    commit = known.commit
     if repo.head is not None:
-        head = repo.at("HEAD")
-        metadata = repo.metadata(head, model.path)
-        if metadata is not None and metadata.md5 == model.pointer.md5:
-            known = TrackedModel(repo.name_of(head, model.path, metadata), model.path, model.pointer, metadata)
-            return Selected(known, metadata, head.commit, known.name, is_current=True)
-    raise NotFoundError(f"{model.path}: has no metadata yet", hint=f"modelver add {word(model.path)}")
+        at_head = repo.backfill.find(repo.objects, repo.head, model.path)
+        commit = repo.head if at_head is not None and at_head.metadata.md5 == known.metadata.md5 else commit
+    described = replace(model, metadata=known.metadata)
+    return Selected(described, known.metadata, commit, model.name, is_current=True)
 
 
 def check_described(repo: Repository, chosen: Selected, *, max_bytes: int | None = None) -> None:

@@ -58,7 +58,7 @@ def rollback(
     if version is None and "@" in name:
         name, version, _ = split_reference(name)
     model = find_known(repo, name)
-    current = repo.metadata(repo.index(), model.path) or model.metadata
+    current = repo.metadata(repo.index(), model.path) or repo.current(model)
     if version is not None:
         chosen = select(repo, f"{model.name}@{version.removeprefix(f'{model.name}@')}")
     else:

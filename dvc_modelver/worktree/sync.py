@@ -289,13 +289,16 @@ class Keeper:
             cache.store_path(file, link=False)
         cache.materialise(target, file, legacy=seen.model.pointer.legacy)
         self.remember(seen, agreed=target, md5=target)
-        if seen.md5 is not None and seen.md5 != target and not find_anywhere(self.repo, {seen.md5}):
+        if seen.md5 is not None and seen.md5 != target and not self._is_known(seen.path, seen.md5):
             name = seen.model.name
             self.say(
                 f"{seen.path}: the weights that were here are in no commit; the cache keeps them\n"
                 f"hint: modelver load {word(f'{name}@{seen.md5}')} -o FILE gives them back"
             )
         return True
+
+    def _is_known(self, path: str, md5: str) -> bool:
+        return bool(find_anywhere(self.repo, {md5})) or self.repo.backfilled(path, md5) is not None
 
     def keep_conflict(self, seen: Seen) -> None:
         """Put the model's bytes into the cache as well, and name the conflict."""
