@@ -116,6 +116,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module("dvc_modelver.api"), name)
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_VERBS])
+
+
 class _Package(ModuleType):
     """Keeps ``modelver.diff`` the verb: the import system would put the package of the same name there."""
 

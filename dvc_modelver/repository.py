@@ -369,9 +369,8 @@ class Repository:
             path = path.removesuffix(METADATA_SUFFIX).removesuffix(".dvc") if path else name_or_path
             named = [m for m in models if m.path in (path, name_or_path)]
         if not named:
-            raise NotFoundError(
-                f"{name_or_path}: no such model in the {view.label}", hint=_nearest(name_or_path, models)
-            )
+            where = f"commit {view.label}" if isinstance(view, CommitView) else f"the {view.label}"
+            raise NotFoundError(f"{name_or_path}: no such model in {where}", hint=_nearest(name_or_path, models))
         return named[0]
 
     def name_of(self, view: View, path: str, metadata: ModelMetadata | None) -> str:

@@ -15,7 +15,7 @@ from tests.s3server import S3Server, start_s3_server
 from tests.sandbox import Sandbox
 
 # A busy machine is no failure: nothing here is judged by seconds.
-settings.register_profile("modelver", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("modelver", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modelver")
 
 

@@ -79,12 +79,8 @@ def start_s3_server(folder: Path) -> Iterator[S3Server]:
         _wait_until_ready(server, process, folder / "weed.log")
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # it takes its time to end by itself, and nothing of it is needed any more
+        process.wait()
 
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -18,7 +18,7 @@ from dvc_modelver.registry.evaluations import Measured, is_metric, measured_metr
 from dvc_modelver.registry.history import ModelHistory, Version, iter_histories
 from dvc_modelver.registry.metrics import find_direction
 from dvc_modelver.registry.tags import ModelTag, read_tags, stage_holder, version_key, versions_of
-from dvc_modelver.registry.where import Facts, Value, check_name, check_names, parse_where
+from dvc_modelver.registry.where import Facts, Value, check_known, check_name, check_names, parse_where
 from dvc_modelver.repository import Repository
 
 Say = Callable[[str], None]
@@ -116,8 +116,11 @@ def chosen(versions: Sequence[LoggedVersion], where: str | None, sort: str | Non
     if parsed is None and sort is None:
         return list(versions)
     pairs = [(one, one.facts()) for one in versions]
+    known = {name for _, facts in pairs for name in facts}
+    if sort is not None:
+        check_known(sort.removeprefix("-"), known, whose, "--sort")
     if parsed is not None:
-        check_names(parsed, {name for _, facts in pairs for name in facts}, whose)
+        check_names(parsed, known, whose)
         pairs = [(one, facts) for one, facts in pairs if parsed.matches(facts)]
     if sort is not None:
         name = sort.removeprefix("-")

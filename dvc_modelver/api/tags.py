@@ -9,6 +9,7 @@ from pathlib import Path
 from dvc_modelver.api.compare import selected_side
 from dvc_modelver.api.select import Selected, select
 from dvc_modelver.diff.changes import ModelDiff
+from dvc_modelver.diff.classify import is_widened
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import NotFoundError, RefusedError, UsageError, word
 from dvc_modelver.registry.sharing import TagTakenError, fetch_tags, find_remote, push_tags, take_theirs
@@ -200,7 +201,8 @@ def level_of(change: ModelDiff) -> tuple[str, str]:
     reason = "; ".join(facts)
     if change.kind in ("architecture", "added") or faces:
         return "major", reason
-    is_same = not any(t.is_moved and t.measured.squared_distance != 0 for t in change.tensors if t.is_parameter)
+    moved = [t for t in change.tensors if t.is_parameter and t.is_moved and t.measured.squared_distance != 0]
+    is_same = all(is_widened(t) for t in moved)
     if change.kind in ("metadata-only", "conversion") and is_same:
         if not structure:
             return "patch", reason

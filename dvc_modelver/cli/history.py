@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from dvc_modelver import api
 from dvc_modelver.cli.output import (
-    Format,
-    FormatOption,
     JsonFlag,
     OtherRepository,
     OutputFile,
@@ -18,6 +17,15 @@ from dvc_modelver.cli.output import (
     say,
 )
 from dvc_modelver.errors import NotFoundError, UsageError
+
+
+class LogFormat(StrEnum):
+    """How a log is written."""
+
+    TEXT = "text"
+    JSON = "json"
+    HTML = "html"
+
 
 Model = Annotated[str, typer.Argument(metavar="NAME", help="Model, by name or path.")]
 Everywhere = Annotated[bool, typer.Option("--all", help="Versions of all branches and tags.")]
@@ -61,7 +69,7 @@ def log(
     everywhere: Everywhere = False,
     limit: Annotated[int | None, typer.Option("-n", help="At most so many, newest first.", min=1)] = None,
     repo: OtherRepository = None,
-    fmt: FormatOption = Format.TEXT,
+    fmt: Annotated[LogFormat, typer.Option("--format", help="How the result is written.")] = LogFormat.TEXT,
     open_: Annotated[bool, typer.Option("--open", help="Open the HTML page in the browser.")] = False,
     output: OutputFile = None,
     json: JsonFlag = False,
@@ -70,12 +78,10 @@ def log(
     from dvc_modelver.cli import histories, reports
 
     found = api.log(name, where=where, sort=sort, everywhere=everywhere, repo=repo, say=say)[:limit]
-    if json or fmt is Format.JSON:
+    if json or fmt is LogFormat.JSON:
         emit_json(histories.log_document(found), output)
-    elif fmt is Format.HTML or open_:
+    elif fmt is LogFormat.HTML or open_:
         reports.emit_page(histories.history_page(name, found, _drawing(name, repo)), output, opening=open_)
-    elif fmt is Format.MARKDOWN:
-        raise UsageError("log: has no Markdown format, expected text, json or html", hint=f"modelver log {name}")
     else:
         emit_lines(histories.log_lines(found, chosen=where is not None), output)
 

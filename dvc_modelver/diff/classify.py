@@ -21,6 +21,13 @@ KINDS = (
 
 ROUNDING = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24, "F8_E4M3": 2**-4, "F8_E5M2": 2**-3}
 """Largest relative rounding error of a cast to each dtype (half a unit in the last place)."""
+RESOLUTION = 2**-20
+"""Relative distance below which sketches see none: they sum float32 values and have 24 bits each."""
+WIDER = {
+    "F8_E4M3": {"F16", "BF16", "F32", "F64"}, "F8_E5M2": {"F16", "BF16", "F32", "F64"},
+    "F16": {"F32", "F64"}, "BF16": {"F32", "F64"}, "F32": {"F64"},
+}  # fmt: skip
+"""Dtypes that hold every value of another one."""
 RETRAINED_COSINE = 0.5
 """Below this the weights point elsewhere; between releases trained anew it is near 0."""
 UNCHANGED_SHARE = 0.05
@@ -80,7 +87,8 @@ def classify(tensors: Sequence[TensorChange], cosine: float | None, *, same_cont
     if all(_is_cast(t) for t in moved):
         old, new = moved[0].old, moved[0].new
         dtypes = f"{old.dtype} to {new.dtype}" if old is not None and new is not None else "dtypes"
-        return Classified("conversion", f"{len(moved)} tensors cast from {dtypes}, within rounding")
+        how = "a wider dtype" if all(is_widened(t) for t in moved) else "within rounding"
+        return Classified("conversion", f"{len(moved)} tensors cast from {dtypes}, {how}")
     if all(_is_scaled(t) for t in moved):
         return Classified("scaled", f"{_counted(moved, own)} kept their direction and changed their norm")
     still = [t for t in own if not t.is_moved and is_float(t.row.dtype)]
@@ -119,9 +127,15 @@ def _is_cast(t: TensorChange) -> bool:
         return False
     if t.measured.squared_distance == 0.0:
         return True  # zeros on both sides have no relative distance
+    noise = RESOLUTION if t.exact is None else 0.0
     return t.relative_l2 is not None and t.relative_l2 <= max(
-        ROUNDING.get(t.old.dtype, 0.0), ROUNDING.get(t.new.dtype, 0.0)
+        ROUNDING.get(t.old.dtype, 0.0), ROUNDING.get(t.new.dtype, 0.0), noise
     )
+
+
+def is_widened(t: TensorChange) -> bool:
+    """Whether a tensor was only cast, as far as was measured, to a dtype that holds every value it had."""
+    return t.old is not None and t.new is not None and t.new.dtype in WIDER.get(t.old.dtype, ()) and _is_cast(t)
 
 
 def _is_scaled(t: TensorChange) -> bool:

@@ -176,12 +176,27 @@ def check_names(where: Where, known: Collection[str], whose: str) -> None:
         UsageError: There is one; the nearest name is in the hint.
     """
     for name, column in where.names():
-        if name not in known and name not in NAMES:
-            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-            group = name.partition(".")[0] + "."
-            there = [key for key in sorted(known) if key.startswith(group)][:8]
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(there)}" if there else ""
-            raise UsageError(f"--where, column {column}: {name}: no version of {whose} has it", hint=hint)
+        check_known(name, known, whose, f"--where, column {column}")
+
+
+def check_known(name: str, known: Collection[str], whose: str, where: str) -> None:
+    """Refuse one that no version has; see `check_names`.
+
+    Args:
+        name: A name.
+        known: All names that the versions have.
+        whose: Whose versions these are.
+        where: Where it stands, for the message.
+
+    Raises:
+        UsageError: No version has it; the nearest name is in the hint.
+    """
+    if name not in known and name not in NAMES:
+        close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+        group = name.partition(".")[0] + "."
+        there = [key for key in sorted(known) if key.startswith(group)][:8]
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(there)}" if there else ""
+        raise UsageError(f"{where}: {name}: no version of {whose} has it", hint=hint)
 
 
 def check_name(name: str, column: int = 0, option: str = "--where") -> None:

@@ -159,6 +159,7 @@ def test_log_says_what_is_wrong_with_a_question(box: Sandbox) -> None:
     assert "hint: did you mean metrics.val_acc?" in out
     assert "column 9" in refused(box, "log", "digits", "--where", "stage = prod")
     assert "--sort: stag" in refused(box, "log", "digits", "--sort", "stag")
+    assert "did you mean metrics.val_acc?" in refused(box, "log", "digits", "--sort", "-metrics.val_accc")
     assert box.modelver("log", "digits", "--where", "number > 99") == "no version fits\n"
 
 

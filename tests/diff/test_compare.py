@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from dvc_modelver.api.compare import compare_files
+from dvc_modelver.api.tags import level_of
 from dvc_modelver.diff.changes import ModelDiff, Side
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.diff.render.json import render_json
@@ -227,6 +228,22 @@ def test_a_cast_of_a_model_with_zeros_is_a_conversion(tmp_path: Path, dtype: str
         save_file(tensors, tmp_path / f"{name}.safetensors")
     found = compare_files(tmp_path / "old.safetensors", tmp_path / "new.safetensors", exact=exact)
     assert found.kind == "conversion", found.reason
+
+
+@pytest.mark.parametrize(("narrow", "wide"), [(np.float32, np.float64), (np.float16, np.float64)])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_wider_dtype_with_the_same_values_is_a_conversion(
+    tmp_path: Path, narrow: type, wide: type, exact: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    weights: Weights = {f"{n}.weight": rng.standard_normal((256, 256)).astype(narrow) for n in range(4)}
+    save_file(weights, tmp_path / "old.safetensors")
+    save_file({name: w.astype(wide) for name, w in weights.items()}, tmp_path / "new.safetensors")
+    found = compare_files(tmp_path / "old.safetensors", tmp_path / "new.safetensors", exact=exact)
+    assert (found.kind, found.reason.rpartition(", ")[2]) == ("conversion", "a wider dtype")
+    assert level_of(found)[0] == "patch"
+    back = compare_files(tmp_path / "new.safetensors", tmp_path / "old.safetensors", exact=exact)
+    assert (back.kind, back.reason.rpartition(", ")[2]) == ("conversion", "within rounding")
 
 
 def test_zeros_that_are_zeros_no_more_are_no_conversion(tmp_path: Path) -> None:

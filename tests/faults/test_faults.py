@@ -161,7 +161,7 @@ def check(box: Sandbox, before: set[str]) -> None:
 
 
 IS_ALL = os.environ.get("FAULTS") == "all"
-pytestmark = pytest.mark.timeout(0) if IS_ALL else ()
+pytestmark: list[pytest.MarkDecorator] = [pytest.mark.timeout(0)] if IS_ALL else []
 FILLING = COMMANDS if IS_ALL else ("add", "commit", "merge", "push", "pull")
 """Commands that are tried with a full disk."""
 

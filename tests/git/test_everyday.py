@@ -281,36 +281,37 @@ def test_the_gitpython_tutorial_runs_unchanged(tmp_path: Path) -> None:
     """init; index.add(model); index.commit; a change; checkout HEAD~1; a branch; merge; branch -d."""
     box = Sandbox(tmp_path / "work")
     box.path.mkdir()
-    repo = gitpython.Repo.init(box.path)
-    box.modelver("init")
-    repo.git.add(".")
-    repo.index.commit("set up")
-    first = box.train(MODEL, 1)
-    repo.index.add([MODEL])
-    repo.index.commit("first model")
-    assert MODEL not in box.git("ls-tree", "-r", "--name-only", "HEAD").split()
-    assert f"{MODEL}.dvc" in box.git("ls-tree", "-r", "--name-only", "HEAD").split()
-    assert box.cached(first)
-    branch = repo.active_branch.name
-    repo.git.checkout("-b", "experiment")
-    second = box.train(MODEL, 2)
-    repo.git.add(A=True)
-    repo.git.commit("-m", "second model")
-    assert box.metadata_md5(MODEL) == second
-    repo.git.checkout("HEAD~1")
-    assert box.md5(MODEL) == first
-    repo.git.checkout(branch)
-    repo.git.merge("experiment")
-    assert box.md5(MODEL) == second
-    repo.git.branch("-d", "experiment")
-    assert box.git("status", "--porcelain") == ""
+    with gitpython.Repo.init(box.path) as repo:
+        box.modelver("init")
+        repo.git.add(".")
+        repo.index.commit("set up")
+        first = box.train(MODEL, 1)
+        repo.index.add([MODEL])
+        repo.index.commit("first model")
+        assert MODEL not in box.git("ls-tree", "-r", "--name-only", "HEAD").split()
+        assert f"{MODEL}.dvc" in box.git("ls-tree", "-r", "--name-only", "HEAD").split()
+        assert box.cached(first)
+        branch = repo.active_branch.name
+        repo.git.checkout("-b", "experiment")
+        second = box.train(MODEL, 2)
+        repo.git.add(A=True)
+        repo.git.commit("-m", "second model")
+        assert box.metadata_md5(MODEL) == second
+        repo.git.checkout("HEAD~1")
+        assert box.md5(MODEL) == first
+        repo.git.checkout(branch)
+        repo.git.merge("experiment")
+        assert box.md5(MODEL) == second
+        repo.git.branch("-d", "experiment")
+        assert box.git("status", "--porcelain") == ""
 
 
 def test_a_program_that_keeps_the_index_in_memory_is_told(sandbox: Sandbox) -> None:
     sandbox.train(MODEL, 1)
-    index = gitpython.Repo(sandbox.path).index
-    index.add([MODEL])
-    index.commit("raw after all")
+    with gitpython.Repo(sandbox.path) as repo:
+        index = repo.index
+        index.add([MODEL])
+        index.commit("raw after all")
     assert MODEL in sandbox.git("ls-tree", "-r", "--name-only", "HEAD").split()
     said = sandbox.run("git", "commit", "--amend", "--no-edit")
     assert "Traceback" not in said.stderr
