@@ -399,7 +399,7 @@ class Repository:
     def new_name(self, view: View, path: str) -> str:
         """Choose a name: the stem, with its folder in front when the stem is taken or says nothing."""
         stem, folder = (
-            _speakable(posixpath.basename(path).split(".")[0]),
+            speakable(posixpath.basename(path).split(".")[0]),
             posixpath.basename(posixpath.dirname(path)),
         )
         taken = set()
@@ -411,7 +411,7 @@ class Repository:
                 continue
         if stem.lower() not in _SPEECHLESS and stem not in taken:
             return stem
-        base = _speakable(f"{folder}-{stem}") if folder else stem
+        base = speakable(f"{folder}-{stem}") if folder else stem
         name, n = base, 2
         while name in taken:
             name, n = f"{base}-{n}", n + 1
@@ -472,7 +472,7 @@ def check_utf8(path: str) -> None:
         raise UsageError(f"{path}: its name is not UTF-8, and a DVC pointer cannot hold it", hint="rename the file")
 
 
-def _speakable(text: str) -> str:
+def speakable(text: str) -> str:
     """Replace what GTO does not allow in a name by ``-``; letters lose their accents."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return re.sub(r"[^a-zA-Z0-9_-]+", "-", plain).strip("-_") or "model"

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from dvc_modelver.errors import NotFoundError
+from dvc_modelver.errors import EnvironmentFailed, NotFoundError
 from dvc_modelver.git.clones import is_url, up_to_date_clone
 from dvc_modelver.git.layout import Layout, find_layout
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import Git
 from dvc_modelver.metadata import METADATA_SUFFIX
+from dvc_modelver.registry.sharing import find_remote, remote_tags
 from dvc_modelver.repository import Repository, View, is_pointer_file
 
 Say = Callable[[str], None]
@@ -73,10 +74,47 @@ def open_repository(source: str | None, folder: Path | None, say: Say = lambda _
 def missing_parts(repo: Repository) -> list[str]:
     """Say what a clone was made without: older commits, tags."""
     lines = []
-    is_shallow = (repo.layout.common_dir / "shallow").exists()
-    if is_shallow:
+    if _is_shallow(repo):
         lines.append("this clone is shallow: versions before its oldest commit are not in it\n"
                      "hint: git fetch --unshallow")  # fmt: skip
-    if not repo.objects.has_tags() and (is_shallow or repo.objects.fetches_no_tags()):
+    if not repo.objects.has_tags() and _may_lack_tags(repo):
         lines.append("this clone has no tags: semantic versions and stages are not known here\nhint: git fetch --tags")
     return lines
+
+
+def check_tags(repo: Repository, name: str, say: Say) -> None:
+    """Refuse to decide about a model where the clone was made without tags of it that the remote has.
+
+    An ordinary clone is not checked, and asks nobody.
+
+    Raises:
+        NotFoundError: Tags are missing here.
+        EnvironmentFailed: There are none here, and the remote cannot be asked.
+    """
+    remote = find_remote(repo.git)
+    if remote is None or not _may_lack_tags(repo):
+        return
+    here = set(repo.git.text("for-each-ref", "--format=%(refname:strip=2)", "refs/tags").splitlines())
+    fix = f"git fetch --tags {remote}"
+    try:
+        missing = sorted(remote_tags(repo.git, remote, f"{name}@*", f"{name}#*").keys() - here)
+    except EnvironmentFailed as err:
+        if not here:
+            raise EnvironmentFailed(f"this clone has no tags, and {err}", hint=fix) from err
+        say(f"warning: this clone may lack tags of {name}: {err}")
+        return
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise NotFoundError(
+            f"this clone has no {', '.join(missing[:3])}{more}, which {remote} has: versions and stages of {name} are "
+            "not known here",
+            hint=fix,
+        )
+
+
+def _is_shallow(repo: Repository) -> bool:
+    return (repo.layout.common_dir / "shallow").exists()
+
+
+def _may_lack_tags(repo: Repository) -> bool:
+    return _is_shallow(repo) or repo.objects.fetches_no_tags()

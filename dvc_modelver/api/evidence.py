@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dvc_modelver.api.compare import selected_side
@@ -55,17 +56,15 @@ def judge(
         for one in (chosen, held)
     )
     assert own is not None
+    name, md5 = chosen.model.name, chosen.metadata.md5
+    label = word(chosen.label if "@" in chosen.label else f"{name}@{md5[:8]}")
     for policy in policies:
         yield from check_known(policy)
         for rule in policy.metrics:
-            yield check_metric(rule, own, theirs)
+            check = check_metric(rule, own, theirs)
+            yield check if rule.name in own else replace(check, hint=f"modelver eval {label} --metrics FILE")
         if policy.min_cosine is not None or policy.max_cosine is not None:
-            cosine = (
-                compare(selected_side(repo, held), selected_side(repo, chosen)).cosine if held is not None else None
-            )
-            if held is not None and held.metadata.md5 == chosen.metadata.md5:
-                cosine = 1.0
-            yield from check_cosine(policy, cosine, held.label if held is not None else "")
+            yield from check_cosine(policy, _cosine(repo, held, chosen), held.label if held is not None else "")
         yield from check_required(policy, _document(repo, chosen, own))
         if policy.scan:
             yield _check_scan(repo, chosen, settings, say)
@@ -147,5 +146,5 @@ def _check_remote(repo: Repository, chosen: Selected) -> Check:
     except ModelverError as err:
         return Check("remote", False, f"cannot be asked: {err}", err.hint)
     if missing:
-        return Check("remote", False, f"not on {name}: {', '.join(missing[:3])}", "git push; or modelver push --all")
+        return Check("remote", False, f"not on {name}: {', '.join(missing[:3])}", "modelver push --all")
     return Check("remote", True, f"{chosen.metadata.md5[:8]} is on {name}")

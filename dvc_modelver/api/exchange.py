@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc_modelver.api.ancestry import lineage
+from dvc_modelver.api.elsewhere import missing_parts
 from dvc_modelver.api.inspect import show
 from dvc_modelver.api.select import check_described, select
 from dvc_modelver.api.track import add
@@ -24,10 +25,12 @@ from dvc_modelver.pipeline import is_finite
 from dvc_modelver.registry.evaluations import measured_metrics
 from dvc_modelver.registry.graph import Key
 from dvc_modelver.registry.lineage import Lineage
-from dvc_modelver.repository import Repository
+from dvc_modelver.registry.tags import NAME
+from dvc_modelver.repository import Repository, speakable
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import hash_path
-from dvc_modelver.worktree.state import is_special, write_output
+from dvc_modelver.worktree.destination import write_output
+from dvc_modelver.worktree.state import is_special
 
 Say = Callable[[str], None]
 TARGETS = ("huggingface", "cyclonedx", "mlflow")
@@ -121,7 +124,7 @@ def export(
         reference: ``NAME``, ``NAME@V`` or ``NAME#STAGE``.
         target: One of `TARGETS`.
         place: A folder for ``huggingface``, a file for ``cyclonedx``, the URI of a server for ``mlflow``.
-        force: Replace weights that are there.
+        force: Replace weights, or a file that is no bill of materials; never what DVC keeps in a work tree.
         say: Takes lines for the user.
         folder: Anywhere in the work tree.
 
@@ -138,13 +141,21 @@ def export(
     release = read_release(reference, folder=folder)
     wanted = f"{release.name}@{release.metadata.md5}" if release.commit else reference
     if target == "cyclonedx":
-        from dvc_modelver.exchange.bom import render_bom
+        from dvc_modelver.exchange.bom import is_bom, render_bom
 
-        write_output(Path(place), render_bom(release).encode())
+        bill = Path(place)
+        if bill.is_file() and not force and not is_bom(bill):
+            raise UsageError(
+                f"{place}: is there already, and no CycloneDX document",
+                hint=f"modelver export {word(reference)} {word(bill)} --to cyclonedx --force",
+            )
+        write_output(bill, render_bom(release).encode())
         return place
     there = Path(place)
     if target == "huggingface" and there.exists() and not there.is_dir():
-        raise UsageError(f"{there}: a file, expected a folder", hint=f"modelver export {word(reference)} FOLDER")
+        raise UsageError(
+            f"{there}: a file, expected a folder", hint=f"modelver export {word(reference)} FOLDER --to huggingface"
+        )
     beside = there if target == "huggingface" else None
     if beside is not None:
         beside.mkdir(parents=True, exist_ok=True)
@@ -159,7 +170,13 @@ def export(
         from dvc_modelver.exchange import registry
 
         client = registry.connect(place)
-        made = registry.register(client, release, load(wanted, Path(temp) / name, say=say, folder=folder))
+        weights = load(wanted, Path(temp) / name, say=say, folder=folder)
+        repo = Repository.open(folder)
+        for line in missing_parts(repo):
+            say(line)
+        made = registry.register(client, release, weights, knows_stages=repo.objects.has_tags())
+        for stage in made.unnamed:
+            say(f"{release.label}: stage {stage}: no alias (MLflow takes letters, digits, - and _; not latest or v1)")
         if not made.is_new:
             say(f"{release.label}: was there already; its tags, metrics and aliases are as here now")
         return f"{made.name}/{made.version}"
@@ -219,8 +236,18 @@ def import_model(
             raise UsageError(f"{target}: is there already", hint=f"modelver import mlflow {uri} {reference} -o PATH")
         os.replace(weights, target)
     params = {key: _value(text) for key, text in found.params.items()}
-    (made,) = add(target, metrics=found.metrics, params=params, say=say, folder=folder)
+    called = _name_for(repo, inside, found.model or name)
+    (made,) = add(target, name=called, metrics=found.metrics, params=params, say=say, folder=folder)
     return made
+
+
+def _name_for(repo: Repository, path: str, wanted: str) -> str | None:
+    """Give the name that an import declares; None where the model has one, or gets this one by itself."""
+    view = repo.work_tree
+    name = wanted if NAME.fullmatch(wanted) else speakable(wanted)
+    if repo.metadata(view, path) is not None or repo.name_of(view, path, None) == name:
+        return None
+    return None if name in {m.name for m in repo.models(view)} else name
 
 
 def place_of(repo: Repository, recorded: str, weights: Path, otherwise: str) -> Path:

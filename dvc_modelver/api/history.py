@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc_modelver.api.elsewhere import open_repository
-from dvc_modelver.api.select import find_known
+from dvc_modelver.api.select import find_known, find_past
 from dvc_modelver.errors import NotFoundError, UsageError, word
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.pipeline import flatten
@@ -151,11 +151,10 @@ def _find(repo: Repository, reference: str) -> _Known:
     try:
         model = find_known(repo, reference)
     except NotFoundError:
-        for path, versions in iter_histories(repo.git, repo.objects, "--all") if repo.head else ():
-            name = versions[0].metadata.model.name
-            if reference in (name, path):
-                return _Known(name, path, None)
-        raise
+        past = find_past(repo, reference)
+        if past is None:
+            raise
+        return _Known(*past, None)
     current = repo.current(model)
     return _Known(model.name, model.path, current.md5 if current is not None else None)
 

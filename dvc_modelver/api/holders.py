@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+from dvc_modelver.api.elsewhere import open_repository
 from dvc_modelver.api.select import find_known
 from dvc_modelver.errors import UsageError
 from dvc_modelver.registry.stages import Tenure, tenures
 from dvc_modelver.registry.tags import ModelTag, read_tags
-from dvc_modelver.repository import Repository
+
+Say = Callable[[str], None]
 
 
 def stages(
-    name: str | None = None, *, on: str | None = None, history: bool = False, folder: Path | None = None
+    name: str | None = None,
+    *,
+    on: str | None = None,
+    history: bool = False,
+    say: Say = lambda _line: None,
+    folder: Path | None = None,
 ) -> list[Tenure]:
     """Tell which versions hold stages, or held them.
 
@@ -23,6 +31,7 @@ def stages(
         on: A time (ISO 8601), or a day (``2026-05-01``, ``yesterday``) of which every holder is given; now when not
             given. Without a zone it is local time.
         history: All that ever held one.
+        say: Takes lines for the user.
         folder: Anywhere in the work tree.
 
     Returns:
@@ -32,7 +41,7 @@ def stages(
         NotFoundError: No such model.
         UsageError: `on` is no time.
     """
-    repo = Repository.open(folder)
+    repo = open_repository(None, folder, say)
     tags = read_tags(repo.git)
     if name is not None and not any(tag.name == name for tag in tags):
         name = find_known(repo, name).name

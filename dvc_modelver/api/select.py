@@ -9,7 +9,7 @@ from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, wor
 from dvc_modelver.formats import known_suffixes
 from dvc_modelver.formats.folder import holds_weights
 from dvc_modelver.metadata import ModelMetadata
-from dvc_modelver.registry.history import find_stage, find_version
+from dvc_modelver.registry.history import find_stage, find_version, iter_histories
 from dvc_modelver.registry.tags import read_tags
 from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
 from dvc_modelver.settings import WEIGHT_SUFFIXES
@@ -52,6 +52,12 @@ def split_reference(text: str) -> tuple[str, str, str]:
     return text, "", ""
 
 
+def reference_to(name: str, version: str) -> str:
+    """Give the reference of a version that was named after its model: ``3``, ``@3``, ``NAME@3``, ``#prod``."""
+    rest = version.removeprefix(name) if version.startswith((f"{name}@", f"{name}#")) else version
+    return f"{name}{'' if rest.startswith(('@', '#')) else '@'}{rest}"
+
+
 def find_known(repo: Repository, name: str) -> TrackedModel:
     """Give a model by name or path: in the work tree, else at HEAD, where it may have been removed since.
 
@@ -70,8 +76,17 @@ def find_known(repo: Repository, name: str) -> TrackedModel:
         raise
 
 
+def find_past(repo: Repository, name: str) -> tuple[str, str] | None:
+    """Give name and path of a model that any ref has in its history, by either; None where none has."""
+    for path, versions in iter_histories(repo.git, repo.objects, "--all") if repo.head is not None else ():
+        known = versions[0].metadata.model.name
+        if name in (known, path):
+            return known, path
+    return None
+
+
 def select(repo: Repository, reference: str) -> Selected:
-    """Give the version that ``NAME``, ``NAME@V`` or ``NAME#STAGE`` names.
+    """Give the version that ``NAME``, ``NAME@V`` or ``NAME#STAGE`` names; the latter two also of a removed model.
 
     Raises:
         NotFoundError: No such model, version or stage.
@@ -81,22 +96,32 @@ def select(repo: Repository, reference: str) -> Selected:
     try:
         model = find_known(repo, name)
     except NotFoundError:
-        model = find_known(repo, reference)  # a path with @ or # in it
-        name, version, stage = reference, "", ""
-    if not version and not stage:
-        if model.problem:
-            raise BadMetadataError(model.problem, hint=f"modelver refresh {word(model.path)}")
-        if model.metadata is None:
-            return _backfilled(repo, model)
-        return Selected(model, model.metadata, "", model.name, is_current=True)
-    tags = read_tags(repo.git, model.name)
+        try:
+            model = find_known(repo, reference)  # a path with @ or # in it
+            version = stage = ""
+        except NotFoundError:
+            past = find_past(repo, name) if version or stage else None
+            if past is None:
+                raise
+            return _at_version(repo, *past, version, stage)
+    if version or stage:
+        return _at_version(repo, model.name, model.path, version, stage)
+    if model.problem:
+        raise BadMetadataError(model.problem, hint=f"modelver refresh {word(model.path)}")
+    if model.metadata is None:
+        return _backfilled(repo, model)
+    return Selected(model, model.metadata, "", model.name, is_current=True)
+
+
+def _at_version(repo: Repository, name: str, path: str, version: str, stage: str) -> Selected:
+    tags = read_tags(repo.git, name)
     if stage:
-        found, commit = find_stage(repo.git, repo.objects, model.path, model.name, stage, tags)
-        label = f"{model.name}#{stage}"
+        found, commit = find_stage(repo.git, repo.objects, path, name, stage, tags)
+        label = f"{name}#{stage}"
     else:
-        found, commit = find_version(repo.git, repo.objects, model.path, model.name, version, tags)
-        label = f"{model.name}@{version}"
-    at = TrackedModel(model.name, found.path, _pointer_at(repo, commit, found.path), found.metadata)
+        found, commit = find_version(repo.git, repo.objects, path, name, version, tags)
+        label = f"{name}@{version}"
+    at = TrackedModel(name, found.path, _pointer_at(repo, commit, found.path), found.metadata)
     return Selected(at, found.metadata, commit, label)
 
 

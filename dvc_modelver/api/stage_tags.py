@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc_modelver.api.select import find_known
+from dvc_modelver.api.elsewhere import check_tags
+from dvc_modelver.api.select import find_known, find_past
 from dvc_modelver.api.tags import remote_to_push_to
-from dvc_modelver.errors import EnvironmentFailed, ModelverError, NotFoundError, RefusedError, UsageError
+from dvc_modelver.errors import EnvironmentFailed, ModelverError, NotFoundError, RefusedError, UsageError, word
 from dvc_modelver.registry.sharing import TagTakenError, fetch_tags, find_remote, push_tags, remote_tags, take_theirs
 from dvc_modelver.registry.tags import (
     ModelTag,
@@ -24,7 +25,7 @@ from dvc_modelver.registry.tags import (
 )
 from dvc_modelver.repository import Repository
 from dvc_modelver.worktree.state import locked
-from dvc_modelver.worktree.unpushed import forget_tags, note_tag
+from dvc_modelver.worktree.unpushed import find_unpushed, forget_tags, note_tag
 
 Say = Callable[[str], None]
 MAX_REASON_CHARS = 20_000
@@ -63,23 +64,32 @@ class Work:
         _check_reason(reason)
         repo = Repository.open(folder)
         with locked(repo.layout.common_dir / "modelver" / "stages"):
-            name = _name_of(repo, name)
+            name = name_of(repo, name)
+            check_name(name)
             remote = remote_to_push_to(repo) if push else ""
             if push:
                 fetch_tags(repo.git, remote)
-                _check_same(repo, remote, name)
-            yield cls(repo, name, stage, read_tags(repo.git, name), reason.strip(), remote, say)
+            check_tags(repo, name, say)
+            tags = read_tags(repo.git, name)
+            _check_same(repo, remote, name, tags)
+            yield cls(repo, name, stage, tags, reason.strip(), remote, say)
 
 
-def _name_of(repo: Repository, name: str) -> str:
-    """Give the name of a model by name or path; one that was removed since is known by its tags."""
+def name_of(repo: Repository, name: str) -> str:
+    """Give the name of a model by name or path; one that was removed since is known by its tags, or by history.
+
+    Raises:
+        NotFoundError: No such model.
+    """
     try:
-        name = find_known(repo, name).name
+        return find_known(repo, name).name
     except NotFoundError:
-        if not any(tag.stage for tag in read_tags(repo.git, name)):
+        if any(tag.stage for tag in read_tags(repo.git, name)):
+            return name
+        past = find_past(repo, name)
+        if past is None:
             raise
-    check_name(name)
-    return name
+        return past[0]
 
 
 def _check_reason(reason: str) -> None:
@@ -91,16 +101,26 @@ def _check_reason(reason: str) -> None:
         raise UsageError(f"--reason: {len(reason)} characters, expected at most {MAX_REASON_CHARS}")
 
 
-def _check_same(repo: Repository, remote: str, name: str) -> None:
-    """Refuse to build on a stage tag of this clone where the remote has another one of that name."""
-    mine = {tag.tag: tag for tag in read_tags(repo.git, name) if tag.stage}
-    for tag, oid in remote_tags(repo.git, remote, f"{name}#*").items():
-        if tag in mine and mine[tag].oid != oid:
-            raise RefusedError(
-                f"{tag}: {remote} has another tag of that name: a promotion that was made here and not pushed came "
-                "too late",
-                hint=f"git tag -d '{tag}' && git fetch --tags {remote}, then promote again",
-            )
+def _check_same(repo: Repository, remote: str, name: str, tags: Sequence[ModelTag]) -> None:
+    """Refuse to build on a stage tag of this clone where the remote has another one of that name.
+
+    Without a push that is known only of tags that Git was refused; see `find_unpushed`.
+    """
+    mine = {tag.tag: tag.oid for tag in tags if tag.stage}
+    if remote:
+        there = remote_tags(repo.git, remote, f"{name}#*")
+        other = [tag for tag, oid in there.items() if mine.get(tag, oid) != oid]
+    else:
+        other = [made.tag for made in find_unpushed(repo) if made.taken and made.tag in mine]
+    if other:
+        raise _came_too_late(other[0], remote or find_remote(repo.git) or "")
+
+
+def _came_too_late(tag: str, remote: str) -> RefusedError:
+    return RefusedError(
+        f"{tag}: {remote} has another tag of that name: the one that was made here and not pushed came too late",
+        hint=f"git tag -d {word(tag)} && git fetch --tags {remote}",
+    )
 
 
 def write_tags(
@@ -131,8 +151,12 @@ def write_tags(
             made.append(tag)
             note_tag(layout, tag, oid)
         if work.remote:
-            there = set(remote_tags(git, work.remote, f"{work.name}#*").values())
-            earlier = [tag.tag for tag in work.tags if tag.stage and tag.oid not in there]
+            there = remote_tags(git, work.remote, f"{work.name}#*", f"{work.name}@*")
+            commits = {commit for _, commit, _ in wanted}
+            related = [tag for tag in work.tags if tag.stage or tag.commit in commits]
+            earlier = [tag.tag for tag in related if there.get(tag.tag) != tag.oid]
+            if taken := [tag for tag in earlier if tag in there]:
+                raise _came_too_late(taken[0], work.remote)
             push_tags(git, work.remote, [*earlier, *made])
             forget_tags(layout, [*earlier, *made])
     except TagExistsError as err:
@@ -158,9 +182,9 @@ def _lost(work: Work, tag: str) -> ModelverError:
     """Give the error for a promoter who was too late: who won, when, and with what."""
     winner = next((t for t in read_tags(work.repo.git, work.name) if t.tag == tag), None)
     if winner is None:
-        return EnvironmentFailed(f"{tag}: is there already, and is no tag of GTO's", hint=f"git show '{tag}'")
+        return EnvironmentFailed(f"{tag}: is there already, and is no tag of GTO's", hint=f"git show {word(tag)}")
     said = winner.message.splitlines()[0] if winner.message else winner.tag
     return RefusedError(
         f"{tag}: {winner.tagger} was first, on {winner.date}: {said}; nothing was changed by you",
-        hint=f"modelver stages {work.name}, then the same command again if it is still what you want",
+        hint=f"modelver stages {work.name}",
     )

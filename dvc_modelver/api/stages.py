@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dvc_modelver.api.elsewhere import check_tags
 from dvc_modelver.api.evidence import judge
-from dvc_modelver.api.select import Selected, select
-from dvc_modelver.api.stage_tags import Work, write_tags
+from dvc_modelver.api.select import Selected, reference_to, select, split_reference
+from dvc_modelver.api.stage_tags import Work, name_of, write_tags
 from dvc_modelver.errors import ModelverError, NotFoundError, RefusedError, UsageError, word
 from dvc_modelver.registry.policy import Check, PolicySource, read_policy
 from dvc_modelver.registry.stages import STAGE_SCHEMA, held_before, version_of
@@ -21,6 +22,7 @@ from dvc_modelver.registry.tags import (
     stage_holder,
 )
 from dvc_modelver.repository import Repository
+from dvc_modelver.worktree.unpushed import find_unpushed
 
 Say = Callable[[str], None]
 
@@ -73,6 +75,7 @@ class Staged:
         remote: Where the tags belong; empty without a remote.
         pushed: Whether it has them now.
         named: Whether the version has a semantic version, by which GTO calls it.
+        along: Tags of this clone that the remote lacks and that say what these are about: the version's own.
     """
 
     tags: tuple[str, ...]
@@ -87,6 +90,7 @@ class Staged:
     remote: str = ""
     pushed: bool = False
     named: bool = True
+    along: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -106,7 +110,7 @@ def promote(
 
     Args:
         name: The model's name or path.
-        version: What may follow ``@``: ``v1.2.0``, ``3``, an md5.
+        version: ``v1.2.0``, ``3``, an md5; ``#staging`` for what holds another stage.
         stage: Like ``prod``.
         reason: Why; recorded.
         force: Although rules do not hold; needs a reason.
@@ -125,7 +129,7 @@ def promote(
     if force and not reason.strip():
         raise UsageError("--force: expected a reason, which is recorded", hint='--force --reason "why"')
     with Work.start(name, stage, reason, push=push, say=say, folder=folder) as work:
-        chosen = select(work.repo, f"{work.name}@{version}")
+        chosen = select(work.repo, reference_to(work.name, version))
         chosen = _at_its_tag(work, chosen)
         holder = stage_holder(work.tags, stage)
         if holder is not None and holder.commit == chosen.commit:
@@ -245,14 +249,14 @@ def rollback_stage(
 
 
 def _held_at_any_time(work: Work, stage: str, version: str) -> ModelTag:
-    chosen = select(work.repo, f"{work.name}@{version}")
+    chosen = select(work.repo, reference_to(work.name, version))
     for tag in reversed(work.tags):
         if tag.stage == stage and tag.active:
             at = _find_at_tag(work.repo, work.name, tag)
             if tag.commit == chosen.commit or (at is not None and at.metadata.md5 == chosen.metadata.md5):
                 return tag
     raise NotFoundError(
-        f"{work.name}@{version}: never held {stage}", hint=f"modelver promote {work.name} {version} {stage}"
+        f"{chosen.label}: never held {stage}", hint=f"modelver promote {work.name} {word(version)} {stage}"
     )
 
 
@@ -266,10 +270,15 @@ def check_stage_of(reference: str, stage: str, *, say: Say = lambda _line: None,
         folder: Anywhere in the work tree.
 
     Raises:
-        NotFoundError: No such model or version.
+        NotFoundError: No such model or version, or the clone has no tags.
     """
     check_stage(stage)
     repo = Repository.open(folder)
+    try:
+        name = name_of(repo, split_reference(reference)[0])
+    except NotFoundError:
+        name = name_of(repo, reference)  # a path with @ or # in it
+    check_tags(repo, name, say)
     chosen = select(repo, reference)
     if not chosen.commit:
         head = repo.at("HEAD")
@@ -316,6 +325,8 @@ def _find_at_tag(repo: Repository, name: str, tag: ModelTag) -> Selected | None:
 def _verdict(work: Work, chosen: Selected, stage: str, holder: ModelTag | None) -> Verdict:
     source = read_policy(work.repo.git, work.repo.objects)
     policies = source.of(stage, work.name)
+    if not policies and (near := source.near(stage, work.name)):
+        work.say(f"warning: {source.ref} has no [[policy]] for {stage}, but one for {near}, which is not asked")
     held = _find_at_tag(work.repo, work.name, holder) if holder is not None else None
     checks = judge(work.repo, chosen, held, policies, source.settings, work.say)
     return Verdict(
@@ -349,9 +360,11 @@ def _make(
                "rollback": f"Roll {work.name}#{stage} back to {version}"}[action]  # fmt: skip
     tags = write_tags(work, [(f"{work.name}#{stage}", chosen.commit, subject)], record, sign=sign)
     before = version_of(holder, work.tags) if holder is not None else ""
+    unpushed = {made.tag for made in find_unpushed(work.repo)} if not work.remote else ()
+    along = tuple(tag.tag for tag in work.tags if tag.version and tag.commit == chosen.commit and tag.tag in unpushed)
     return Staged(
         tags, action, work.name, stage, version, chosen.commit, before, remote=work.place, pushed=bool(work.remote),
-        named=version.startswith("v"), record=record,
+        named=version.startswith("v"), along=along, record=record,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dvc_modelver.api.compare import selected_side
+from dvc_modelver.api.elsewhere import check_tags
 from dvc_modelver.api.select import Selected, select
 from dvc_modelver.diff.changes import ModelDiff
 from dvc_modelver.diff.classify import is_widened
@@ -73,7 +74,7 @@ def tag(
 
     Raises:
         UsageError: Neither or both of `version` and `bump`, or the tag is there already.
-        NotFoundError: No such model, or no metadata at `rev`.
+        NotFoundError: No such model, or no metadata at `rev`, or the clone has no tags.
         RefusedError: An automatic bump and nothing changed since the last version; or `confirm` said no; or somebody
             else pushed a tag of that name first.
         EnvironmentFailed: It could not be signed, or not be pushed.
@@ -91,6 +92,7 @@ def tag(
     remote = remote_to_push_to(repo) if push else ""
     if push:
         fetch_tags(repo.git, remote)
+    check_tags(repo, model.name, say)
     tags = versions_of(read_tags(repo.git, model.name))
     latest = tags[-1] if tags else None
     level = reason = ""
@@ -172,7 +174,7 @@ def _measured_level(repo: Repository, last: ModelTag, new: Selected) -> tuple[st
         old = select(repo, last.tag)
     except NotFoundError as err:
         raise UsageError(
-            f"{last.tag}: cannot be compared with: {err}", hint=f"modelver tag {last.name} VERSION"
+            f"{last.tag}: cannot be compared with: {err}", hint=f"modelver tag {last.name} --bump minor"
         ) from err
     if old.metadata.md5 != new.metadata.md5:
         return level_of(compare(selected_side(repo, old), selected_side(repo, new)))

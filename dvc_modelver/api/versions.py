@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dvc_modelver.api.select import Selected, find_known, select, split_reference
+from dvc_modelver.api.select import Selected, find_known, find_past, reference_to, select, split_reference
 from dvc_modelver.errors import NotFoundError, ObjectMissing, UsageError, word
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
 from dvc_modelver.pipeline import flatten
@@ -55,17 +55,35 @@ def rollback(
     repo = Repository.open(folder)
     if repo.head is None:
         raise NotFoundError(f"{name}: nothing was committed yet, so there is no earlier version")
-    if version is None and "@" in name:
-        name, version, _ = split_reference(name)
-    model = find_known(repo, name)
-    current = repo.metadata(repo.index(), model.path) or repo.current(model)
+    name, path, version, metadata = _asked_for(repo, name, version)
+    current = repo.metadata(repo.index(), path) or metadata
     if version is not None:
-        chosen = select(repo, f"{model.name}@{version.removeprefix(f'{model.name}@')}")
+        chosen = select(repo, reference_to(name, version))
     else:
-        before = _version_before(repo, model.path, current)
-        chosen = _selected_at(repo, before, model.name)
+        before = _version_before(repo, path, current)
+        chosen = _selected_at(repo, before, name)
+    if current is None and chosen.pointer.stage and path not in {p.path for p in repo.pointers(repo.work_tree)}:
+        raise NotFoundError(
+            f"{path}: its stage {chosen.pointer.stage} of the pipeline is not there any more",
+            hint=f"modelver load {word(chosen.label)} -o {word(path)}",
+        )
     with locked(repo.layout.state_dir):
-        return _restore(repo, chosen, model.path, current, say)
+        return _restore(repo, chosen, path, current, say)
+
+
+def _asked_for(repo: Repository, name: str, version: str | None) -> tuple[str, str, str | None, ModelMetadata | None]:
+    """Give name, path, version and metadata of a model that may be removed, and may be named with its version."""
+    try:
+        model = find_known(repo, name)
+        return model.name, model.path, version, repo.current(model)
+    except NotFoundError:
+        bare, number, stage = split_reference(name)
+        if version is None and (number or stage):
+            return _asked_for(repo, bare, number or f"#{stage}")
+        past = find_past(repo, name)
+        if past is None:
+            raise
+        return *past, version, None
 
 
 def _selected_at(repo: Repository, version: Version, name: str) -> Selected:

@@ -53,7 +53,7 @@ def export(
     reference: Annotated[str, typer.Argument(metavar="NAME[@V]", help="A model or one of its versions.")],
     place: Annotated[str, typer.Argument(metavar="FOLDER|FILE|URI", help="Where to.")],
     to: Annotated[Target, typer.Option("--to", help="A folder for the Hub, a bill of materials, a registry.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace weights that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace weights or a file that are there.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Write a version for another program: weights and card, a bill of materials, or an entry of a registry."""

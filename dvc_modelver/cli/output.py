@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dvc_modelver.errors import ModelverError, UsageError
-from dvc_modelver.worktree.state import write_output
+from dvc_modelver.errors import ModelverError
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="Write the result to a file.", dir_okay=False)]
@@ -56,12 +55,15 @@ def printable(text: str) -> str:
 
 
 def emit(text: str, output: Path | None = None) -> None:
-    """Write a result to standard output or to a file."""
+    """Write a result to standard output or to a file.
+
+    Raises:
+        UsageError: The file is a folder, or DVC keeps it.
+    """
     if output is not None:
-        try:
-            write_output(output, text.encode())
-        except IsADirectoryError as err:
-            raise UsageError(f"{output}: a folder, expected a file") from err
+        from dvc_modelver.worktree.destination import write_output
+
+        write_output(output, text.encode())
         return
     sys.stdout.write(text)
     sys.stdout.flush()

@@ -74,7 +74,7 @@ def tag(
     emit_lines([f"{made.tag} at {made.commit[:8]}{why}{_pushed(made.pushed)}"])
     if made.is_first and not made.declared:
         label = made.tag.partition("@")[0]
-        say(f"hint: modelver add {made.path} --name {label} makes it known to 'dvc artifacts get' as well")
+        say(f"hint: modelver add {word(made.path)} --name {label} makes it known to 'dvc artifacts get' as well")
 
 
 def rollback(
@@ -116,7 +116,7 @@ def rollback(
 
 def promote(
     name: Name,
-    version: Annotated[str, typer.Argument(help="Which version: v1.2.0, 3, an md5.")],
+    version: Annotated[str, typer.Argument(help="Which version: v1.2.0, 3, an md5, '#staging'.")],
     stage: Stage,
     reason: Reason = "",
     force: Annotated[bool, typer.Option("--force", help="Although rules do not hold; needs --reason.")] = False,
@@ -151,7 +151,7 @@ def stages(
     json: JsonFlag = False,
 ) -> None:
     """Show which versions hold stages, or held them on a day."""
-    found = api.stages(name, on=on, history=history)
+    found = api.stages(name, on=on, history=history, say=say)
     emit_json(stages_document(found)) if json else emit_lines(stages_lines(found))
 
 
@@ -168,7 +168,7 @@ def check(
     """Check commits as the hooks do, or a version as promote does; exit 1 when something would be refused."""
     if stage is not None:
         if what is None:
-            raise UsageError("check --stage: expected a model", hint=f"modelver check --stage {word(stage)} NAME@V")
+            raise UsageError("check --stage: expected a model", hint="modelver list")
         verdict = api.check_stage_of(what, stage, say=say)
         emit_json(verdict_document(verdict)) if json else emit_lines(verdict_lines(verdict))
         return int(not verdict.ok)
@@ -205,9 +205,9 @@ def _emit_staged(done: Staged, *, json: bool) -> None:
     lines.append(f"{done.name}#{done.stage}: {now}{before}{forced}{pushed} ({', '.join(done.tags)})")
     emit_lines(lines)
     if done.remote and not done.pushed:
-        say(f"hint: git push {done.remote} {' '.join(word(tag) for tag in done.tags)} tells the others")
+        say(f"hint: git push {done.remote} {' '.join(map(word, (*done.along, *done.tags)))} tells the others")
     if done.version and not done.named:
-        say(f"hint: modelver tag {word(done.name)} VERSION {done.commit[:8]} names it; GTO shows its commit until then")
+        say(f"hint: modelver tag {word(done.name)} {done.commit[:8]} --bump auto names it, also to GTO")
 
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvc_modelver._version import __version__
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 _SPACE = uuid.UUID("9b6bb4a7-1f0c-5d0e-8d4e-6f3c0f5a7d11")
 """Namespace of serial numbers: they follow from the content, so that the same version gives the same document."""
 MAX_VALUES = 500
+MAX_BOM_BYTES = 64 << 20
+
+
+def is_bom(file: Path) -> bool:
+    """Whether a file is a bill of materials, of any version of CycloneDX, as JSON."""
+    if file.stat().st_size > MAX_BOM_BYTES:
+        return False
+    try:
+        document = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("bomFormat") == "CycloneDX"
 
 
 def render_bom(release: Release) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from dvc_modelver.errors import UsageError, word
 from dvc_modelver.exchange.card import MAX_CARD_BYTES, renew_card
 from dvc_modelver.exchange.release import Release
+from dvc_modelver.worktree.destination import check_destination
 from dvc_modelver.worktree.state import write_file
 
 README = "README.md"
@@ -36,7 +37,7 @@ def fill_folder(
         say: Takes lines for the user.
 
     Raises:
-        UsageError: A file is there and differs.
+        UsageError: A file is there and differs, or DVC keeps it.
         BadMetadataError: The folder has a ``README.md`` that is no card of ours.
     """
     is_folder = weights.is_dir()
@@ -52,7 +53,10 @@ def fill_folder(
         else:
             moves.pop(own)
     for file, to in moves.items():
-        if to.exists() and not force and not (to.is_file() and filecmp.cmp(file, to, shallow=False)):
+        if not to.exists() or (to.is_file() and filecmp.cmp(file, to, shallow=False)):
+            continue
+        check_destination(to)
+        if not force:
             raise UsageError(
                 f"{to}: is there already, and differs",
                 hint=f"modelver export {word(release.label)} {word(folder)} --to huggingface --force",

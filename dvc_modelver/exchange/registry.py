@@ -12,14 +12,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
+from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError, word
 from dvc_modelver.exchange.release import Release
 from dvc_modelver.formats.base import printable
 from dvc_modelver.registry.evaluations import is_metric
@@ -32,6 +32,8 @@ MAX_TEXT = 5_000
 BATCH = 100
 """Parameters, or tags, that one request may have."""
 EXPERIMENT = "modelver"
+_STAGES = "modelver.stages"
+_ALIAS = re.compile(r"[\w-]+")
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 
 
@@ -46,6 +48,8 @@ class Registered:
         source: URI of its artifacts.
         metrics: The last value of each.
         is_new: Whether it was made now.
+        model: What the model was called where it was exported; empty where it was not.
+        unnamed: Stages that cannot be aliases in MLflow.
     """
 
     name: str
@@ -56,14 +60,19 @@ class Registered:
     metrics: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     is_new: bool = False
+    model: str = ""
+    unnamed: tuple[str, ...] = ()
 
 
 def connect(uri: str) -> MlflowClient:
-    """Give a client of a server, or of a folder or database.
+    """Give a client of a server, or of a database file.
 
     Raises:
-        UsageError: No client library is installed.
+        UsageError: No client library is installed, or the URI is of nothing that has a registry.
     """
+    expected = "expected one like http://localhost:5000"
+    if ("://" not in uri and uri != "databricks") or uri.startswith("file:"):  # MLflow would make a folder of it
+        raise UsageError(f"{uri}: not a server of MLflow, {expected}")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it waits for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # what is exported is told to this server alone
@@ -74,16 +83,22 @@ def connect(uri: str) -> MlflowClient:
         from mlflow import MlflowClient
     except ImportError as err:
         raise UsageError("MLflow: no client is installed", hint="pip install 'dvc-modelver[mlflow]'") from err
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except (MlflowException, ImportError) as err:  # the latter: a database that needs a driver
+        raise UsageError(f"{uri}: not a server of MLflow ({_one_line(err)}), {expected}") from err
 
 
-def register(client: MlflowClient, release: Release, weights: Path) -> Registered:
+def register(client: MlflowClient, release: Release, weights: Path, *, knows_stages: bool = True) -> Registered:
     """Write a version to a registry, once: one with these bytes that is there is given its tags and aliases again.
 
     Args:
         client: The server.
         release: The version.
         weights: Its file, or folder of files.
+        knows_stages: Whether stages that are not in `release` are not held: a clone without tags cannot say.
 
     Raises:
         EnvironmentFailed: The server refused, or does not answer.
@@ -92,23 +107,28 @@ def register(client: MlflowClient, release: Release, weights: Path) -> Registere
 
     try:
         with redirect_stdout(sys.stderr):  # it prints links where our result goes
-            return _register(client, release, weights)
+            return _register(client, release, weights, knows_stages=knows_stages)
     except (MlflowException, OSError) as err:
         raise _failed(err) from err
 
 
 def _failed(err: Exception) -> EnvironmentFailed:
-    return EnvironmentFailed(f"MLflow: {printable(' '.join(str(err).split()))[:300]}", hint="is the server up?")
+    return EnvironmentFailed(f"MLflow: {_one_line(err)}", hint="is the server up?")
 
 
-def _register(client: MlflowClient, release: Release, weights: Path) -> Registered:
+def _one_line(err: Exception) -> str:
+    return printable(" ".join(str(err).split()))[:300]
+
+
+def _register(client: MlflowClient, release: Release, weights: Path, *, knows_stages: bool) -> Registered:
     name = registered_name(release.name)
     known = {m.name for m in client.search_registered_models(f"name = '{name}'")}
     if name not in known:
         client.create_registered_model(
             name, tags={"modelver.name": release.name}, description=_text(release.description)
         )
-    there = next((v for v in _versions(client, name) if v.tags.get("modelver.md5") == release.metadata.md5), None)
+    versions = list(_versions(client, name))
+    there = next((v for v in versions if v.tags.get("modelver.md5") == release.metadata.md5), None)
     if there is None:
         run_id = _write_run(client, release)
         client.log_artifact(run_id, str(weights), "model") if weights.is_file() else client.log_artifacts(
@@ -126,10 +146,44 @@ def _register(client: MlflowClient, release: Release, weights: Path) -> Register
             client.set_model_version_tag(name, number, key, value)
         if run_id:
             _write_metrics(client, run_id, release)
-    for stage in release.stages:
-        if re.fullmatch(r"[\w-]+", stage) and not _RESERVED.fullmatch(stage):
+    unnamed = tuple(stage for stage in release.stages if not _ALIAS.fullmatch(stage) or _RESERVED.fullmatch(stage))
+    if knows_stages:
+        before = {str(v.version): v.tags.get(_STAGES, "").split() for v in versions}
+        _set_aliases(client, name, number, release.stages, unnamed, before)
+    return Registered(name, number, run_id, source, _tags(release), is_new=there is None, unnamed=unnamed)
+
+
+def _set_aliases(
+    client: MlflowClient,
+    name: str,
+    number: str,
+    stages: Sequence[str],
+    unnamed: Sequence[str],
+    before: Mapping[str, Sequence[str]],
+) -> None:
+    """Make a version's aliases those of its stages; aliases that no export has set stay.
+
+    Args:
+        client: The server.
+        name: Of the registered model.
+        number: MLflow's number of the version.
+        stages: Those that the version holds now.
+        unnamed: Those of them that cannot be aliases.
+        before: The stages that the last export wrote, for each version.
+    """
+    aliases = {alias: str(holder) for alias, holder in client.get_registered_model(name).aliases.items()}
+    for stage in stages:
+        if stage not in unnamed:
             client.set_registered_model_alias(name, stage, number)
-    return Registered(name, number, run_id, source, _tags(release), is_new=there is None)
+    for stage in before.get(number, ()):
+        if stage not in stages and aliases.get(stage) == number:
+            client.delete_registered_model_alias(name, stage)
+    for other, held in before.items():
+        now = list(stages) if other == number else [stage for stage in held if stage not in stages]  # one holds a stage
+        if held and not now:
+            client.delete_model_version_tag(name, other, _STAGES)
+        elif other != number and now != list(held):
+            client.set_model_version_tag(name, other, _STAGES, " ".join(now))
 
 
 def registered_name(name: str) -> str:
@@ -145,6 +199,10 @@ def _versions(client: MlflowClient, name: str) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def _by_number(client: MlflowClient, name: str) -> list[Any]:
+    return sorted(_versions(client, name), key=lambda v: int(v.version))
 
 
 def _text(value: str) -> str:
@@ -176,9 +234,15 @@ def as_list(values: list[dict[str, Any]]) -> str:
     return text
 
 
+def _artifacts(client: MlflowClient) -> str | None:
+    """Give where artifacts go: a server knows; beside a database file, rather than in the current folder."""
+    _, is_file, database = client.tracking_uri.partition("sqlite:///")
+    return (Path(database).absolute().parent / "mlruns" / EXPERIMENT).as_uri() if is_file else None
+
+
 def _write_run(client: MlflowClient, release: Release) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
-    experiment = found.experiment_id if found is not None else client.create_experiment(EXPERIMENT)
+    experiment = found.experiment_id if found is not None else client.create_experiment(EXPERIMENT, _artifacts(client))
     tags = _tags(release) | ({"mlflow.source.git.commit": release.commit} if release.commit else {})
     run_id = str(client.create_run(experiment, run_name=release.label, tags=tags).info.run_id)
     from mlflow.entities import Param
@@ -234,20 +298,29 @@ def find(client: MlflowClient, name: str, version: str = "") -> Registered:
     from mlflow.exceptions import MlflowException
 
     try:
-        versions = sorted(_versions(client, name), key=lambda v: int(v.version))
-        if version and not version.isdigit() and versions:
-            aliases = client.get_registered_model(name).aliases
-            version = str(aliases.get(version, version))
+        wanted, versions = name, _by_number(client, name)
+        if not versions and registered_name(wanted) != wanted:
+            name = registered_name(wanted)
+            versions = _by_number(client, name)
+        model = client.get_registered_model(name) if versions else None
+        called = str(model.tags.get("modelver.name", "")) if model is not None else ""
+        if model is not None and version and not version.isdigit():
+            version = str(model.aliases.get(version, version))
         chosen = [v for v in versions if not version or str(v.version) == version]
-        if not chosen:
+        if not chosen or wanted not in (name, called):
             there = ", ".join(str(v.version) for v in versions[-5:]) or "none"
-            raise NotFoundError(f"{name}@{version}: not in the registry of MLflow (versions there: {there})")
+            is_other = wanted != name and bool(versions)
+            label = f"{wanted}@{version}" if version else wanted
+            raise NotFoundError(
+                f"{label}: not in the registry of MLflow (versions there{f' of {name}' * is_other}: {there})",
+                hint=f"modelver import mlflow {word(client.tracking_uri)} {word(name)}" if is_other else "",
+            )
         last = chosen[-1]
         run = client.get_run(last.run_id) if last.run_id else None
         tags = (dict(run.data.tags) if run else {}) | dict(last.tags)
         metrics = {k: v for k, v in (run.data.metrics if run else {}).items() if is_metric(v)}
         return Registered(name, str(last.version), str(last.run_id or ""), str(last.source or ""), tags, metrics,
-                          dict(run.data.params) if run else {})  # fmt: skip
+                          dict(run.data.params) if run else {}, model=called)  # fmt: skip
     except (MlflowException, OSError) as err:
         raise _failed(err) from err
 

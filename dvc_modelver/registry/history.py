@@ -264,7 +264,7 @@ def iter_versions(git: Git, objects: ObjectReader, path: str, rev: str) -> Itera
 def find_version(
     git: Git, objects: ObjectReader, path: str, name: str, wanted: str, tags: list[ModelTag]
 ) -> tuple[Version, str]:
-    """Give a version by what follows ``name@``: ``v1.2.0``, ``3``, ``3.a1b2c3``, or an md5 of 8 digits or more.
+    """Give a version by what follows ``name@``: ``v1.2.0``, ``3``, ``3.a1b2c3``, or an md5 of 6 digits or more.
 
     Returns:
         The version, and the commit to read its files from.
@@ -287,13 +287,16 @@ def find_version(
                 )
             if fits:
                 return fits[0], fits[0].commit
-        if len(wanted) < 8:  # else it may be an md5 that has no letter
+        if len(wanted) < 6:  # else it may be an md5 that has no letter
             raise NotFoundError(f"{name}@{wanted}: no such version in this history", hint=f"modelver log {name}")
-    if re.fullmatch(r"[0-9a-f]{8,32}(\.dir)?", wanted):
+    if re.fullmatch(r"[0-9a-f]{6,32}(\.dir)?", wanted):
         for rev in ("HEAD", "--all"):
-            for version in history.versions(rev):
-                if version.metadata.md5.startswith(wanted):
-                    return version, version.commit
+            fits = [v for v in history.versions(rev) if v.metadata.md5.startswith(wanted)]
+            if len({v.metadata.md5 for v in fits}) > 1:
+                names = ", ".join(f"{name}@{md5[:12]}" for md5 in {v.metadata.md5: None for v in fits})
+                raise UsageError(f"{name}@{wanted}: more than one md5 starts so: {names}", hint=f"modelver log {name}")
+            if fits:
+                return fits[0], fits[0].commit
     tag = find_version_tag(tags, name, wanted)
     return history.at(tag.commit, tag.tag), tag.commit
 

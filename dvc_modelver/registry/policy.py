@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dvc_modelver.errors import UsageError
+from dvc_modelver.errors import UsageError, word
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import Git
 from dvc_modelver.policy import MetricRule, Policy
 from dvc_modelver.registry.evaluations import Measured, is_metric
-from dvc_modelver.registry.sharing import find_remote
+from dvc_modelver.registry.sharing import find_default_branch, find_remote
 from dvc_modelver.settings import SETTINGS_FILE, Settings, parse_settings
 
 
@@ -54,6 +55,16 @@ class PolicySource:
         """Give the policies for a stage of a model; all of them must be satisfied."""
         return [policy for policy in self.settings.policies if policy.is_for(stage, model)]
 
+    def near(self, stage: str, model: str) -> str:
+        """Give the stage of a policy that is spelled like this one but for case and separators; empty where none is."""
+        same = _letters(stage)
+        found = (p.stage for p in self.settings.policies if _letters(p.stage) == same and p.is_for(p.stage, model))
+        return next(found, "")
+
+
+def _letters(stage: str) -> str:
+    return re.sub(r"[-_/]", "", stage).casefold()
+
 
 def read_policy(git: Git, objects: ObjectReader) -> PolicySource:
     """Read the policy of the remote's default branch, whatever the work tree or the current branch says.
@@ -79,9 +90,10 @@ def _policy_ref(git: Git, objects: ObjectReader) -> str:
     for name in ("HEAD", "main", "master"):
         if objects.find_ref(f"refs/remotes/{remote}/{name}") is not None:
             return f"refs/remotes/{remote}/{name}"
+    branch = word(find_default_branch(git, remote) or "BRANCH")
     raise UsageError(
         f"{remote}: its default branch is not known here, and the policy is read from there",
-        hint=f"git fetch {remote} BRANCH:refs/remotes/{remote}/BRANCH && git remote set-head {remote} BRANCH",
+        hint=f"git fetch {remote} {branch}:refs/remotes/{remote}/{branch} && git remote set-head {remote} {branch}",
     )
 
 
@@ -101,9 +113,7 @@ def check_metric(rule: MetricRule, own: Mapping[str, Measured], held: Mapping[st
     mine = own.get(rule.name)
     if mine is None:
         near = ", ".join(sorted(own)[:5]) or "no metric"
-        return Check(
-            rule.text, False, f"{rule.name} was not measured (there is {near})", "modelver eval NAME@V --metrics FILE"
-        )
+        return Check(rule.text, False, f"{rule.name} was not measured (there is {near})")
     if not is_metric(mine.value):
         return Check(rule.text, False, f"{rule.name} is {mine.value!r:.60}, no finite number")
     said = f"{rule.name} = {mine.value:.9g}{_source(mine)}"
@@ -182,7 +192,7 @@ def check_branches(policy: Policy, git: Git, commit: str) -> Iterator[Check]:
     on = f"on {', '.join((fits or names)[:3])}" if names else "on no branch"
     place = f" of {remote}" if remote is not None else ""
     rule = f"branches = {', '.join(policy.branches)}"
-    yield Check(rule, bool(fits), f"{commit[:8]} is {on}{place}", "" if fits else "git push, or merge it first")
+    yield Check(rule, bool(fits), f"{commit[:8]} is {on}{place}", "" if fits else "git push")
 
 
 def check_known(policy: Policy) -> Iterator[Check]:

@@ -23,6 +23,13 @@ def find_remote(git: Git) -> str | None:
     return next((name for name in ("origin", branch) if name and name in names), names[0] or None)
 
 
+def find_default_branch(git: Git, remote: str) -> str:
+    """Ask a remote which branch its HEAD is; empty where it has none or cannot be asked."""
+    lines = git.run_for_code("ls-remote", "--symref", remote, "HEAD", codes=(0, 1, 128))[1].decode().splitlines()
+    heads = (line.removesuffix("\tHEAD") for line in lines if line.endswith("\tHEAD"))
+    return next((head.removeprefix("ref: refs/heads/") for head in heads if head.startswith("ref: ")), "")
+
+
 def fetch_tags(git: Git, remote: str) -> None:
     """Fetch a remote's branches and tags; tags that are here under the same name stay as they are.
 

@@ -9,11 +9,11 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError
+from dvc_modelver.errors import EnvironmentFailed, NotFoundError, UsageError, word
 from dvc_modelver.git.porcelain import Git, GitFailed
 
 _WORD = r"[a-zA-Z0-9](?:[a-zA-Z0-9\-/_]*[a-zA-Z0-9])?"
@@ -245,7 +245,7 @@ def create_tag(
         )  # fmt: skip
     except GitFailed as err:
         if "already exists" in err.stderr:
-            raise TagExistsError(f"{tag}: this tag is there already", hint=f"git show '{tag}'") from err
+            raise TagExistsError(f"{tag}: this tag is there already", hint=f"git show {word(tag)}") from err
         if "unable to sign" in err.stderr:
             raise _unsigned(tag, err.stderr.strip().splitlines()[0].removeprefix("error: ")) from err
         raise
@@ -263,7 +263,7 @@ def _unsigned(tag: str, why: str) -> EnvironmentFailed:
     return EnvironmentFailed(f"{tag}: git could not sign it ({why})", hint=hint)
 
 
-def find_version_tag(tags: Iterable[ModelTag], name: str, version: str) -> ModelTag:
+def find_version_tag(tags: Sequence[ModelTag], name: str, version: str) -> ModelTag:
     """Give the tag of ``name@version``; the ``v`` may be left out.
 
     Raises:
@@ -273,4 +273,6 @@ def find_version_tag(tags: Iterable[ModelTag], name: str, version: str) -> Model
     for tag in tags:
         if tag.name == name and tag.version == wanted:
             return tag
-    raise NotFoundError(f"{name}@{wanted[:100]}: no such version", hint=f"modelver log {name}")
+    is_stage = any(tag.name == name and tag.stage == version for tag in tags)
+    hint = f"modelver show {word(f'{name}#{version}')}" if is_stage else f"modelver log {name}"
+    raise NotFoundError(f"{name}@{version[:100]}: no such version", hint=hint)

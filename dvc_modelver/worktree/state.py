@@ -143,21 +143,6 @@ def write_file(path: Path, content: bytes) -> None:
         raise EnvironmentFailed(f"{path}: cannot be written ({err.strerror})", hint="df -h; ls -ld the folder") from err
 
 
-def write_output(path: Path, content: bytes) -> None:
-    """Write where a user said: a device or a pipe is written into, a link's target is replaced, not the link.
-
-    Raises:
-        EnvironmentFailed: It cannot be written.
-    """
-    if is_special(path):
-        try:
-            path.write_bytes(content)
-        except OSError as err:
-            raise EnvironmentFailed(f"{path}: cannot be written ({err.strerror})", hint="-o FILE") from err
-    else:
-        write_file(Path(os.path.realpath(path)), content)
-
-
 def is_special(path: Path) -> bool:
     """Whether a path is a device, pipe or socket: a file renamed over it would take its place for everybody."""
     return path.exists() and not path.is_file() and not path.is_dir()

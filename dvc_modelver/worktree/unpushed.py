@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ class MadeTag:
 
     Attributes:
         oid: The tag object.
-        sent: Whether a ``git push`` was about to send it; it may have been refused.
+        sent: Whether the remote may have one of that name: a ``git push`` was about to send it, which may have been
+            refused, or a fetch found one there.
         taken: Whether the remote has another one of that name.
     """
 
@@ -54,7 +56,10 @@ def note_sent(layout: Layout, tags: Iterable[str]) -> None:
 
 
 def find_unpushed(repo: Repository) -> list[MadeTag]:
-    """Give the tags made here that the remote does not have; it is asked only about those that were sent."""
+    """Give the tags made here that the remote does not have; it is asked only about those that it may have.
+
+    Those are the tags that a push was about to send, and those that the last fetch found there under the same name.
+    """
     made = _read(repo.layout)
     if not made:
         return []
@@ -62,6 +67,9 @@ def find_unpushed(repo: Repository) -> list[MadeTag]:
     here = {name: oid for oid, _, name in (line.partition(" ") for line in refs)}
     left = [t for t in made if here.get(t.tag) == t.oid]
     remote = find_remote(repo.git)
+    if known := _fetched(repo.layout) & {t.tag for t in left if not t.sent}:
+        note_sent(repo.layout, known)
+        left = [replace(t, sent=t.sent or t.tag in known) for t in left]
     sent = [t.tag for t in left if t.sent]
     if sent and remote is not None:
         try:
@@ -73,6 +81,15 @@ def find_unpushed(repo: Repository) -> list[MadeTag]:
         ]
     forget_tags(repo.layout, {t.tag for t in made} - {t.tag for t in left})
     return left
+
+
+def _fetched(layout: Layout) -> set[str]:
+    """Give the tags of the last ``git fetch --tags``, which lists also those that it did not let replace one here."""
+    try:
+        text = (layout.git_dir / "FETCH_HEAD").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    return set(re.findall(r"\ttag '([^']+)' of ", text))
 
 
 def _path(layout: Layout) -> Path:

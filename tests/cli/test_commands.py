@@ -238,6 +238,22 @@ def test_mv_and_rm_take_everything_along(three: Sandbox) -> None:
     assert not (three.path / "final/best.safetensors").exists()
     assert three.cached(md5)
     assert three.git("status", "--porcelain") == ""
+    for command in (
+        "show",
+        "card",
+        "load -o back.safetensors",
+        "eval --metric late=1",
+        "check --stage prod",
+        "diff net@2",
+    ):
+        assert three.modelver(*command.split(), "net@3"), command
+    assert md5_of(three.path / "back.safetensors") == md5
+    assert three.modelver("promote", "net", "3", "prod")
+    assert "late = 1" in three.modelver("show", "net#prod")
+    three.modelver("rollback", "net", "3")
+    assert three.md5("final/best.safetensors") == md5
+    assert three.modelver("check")
+    three.git("reset", "-q", "--hard")
     three.git("revert", "--no-edit", "HEAD")
     three.modelver("pull")
     assert three.md5("final/best.safetensors") == md5

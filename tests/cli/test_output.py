@@ -7,7 +7,10 @@ import stat
 import threading
 from pathlib import Path
 
+import pytest
+
 from dvc_modelver.cli.output import emit
+from dvc_modelver.errors import UsageError
 from dvc_modelver.worktree.state import is_special
 from tests.sandbox import Sandbox
 
@@ -45,3 +48,32 @@ def test_weights_are_not_written_over_a_pipe(sandbox: Sandbox) -> None:
         assert "pipe: a device or a pipe, expected a file" in sandbox.modelver(*command, ok=False)
     assert stat.S_ISFIFO((sandbox.path / "pipe").lstat().st_mode)
     assert sandbox.modelver("card", "net", "-o", "/dev/stdout").startswith("---\n")
+
+
+def test_a_result_replaces_nothing_that_dvc_keeps(sandbox: Sandbox) -> None:
+    sandbox.train("models/net.safetensors", 1)
+    sandbox.write("data/train.csv", "1,2\n")
+    sandbox.dvc("add", "data")
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    sandbox.train("models/net.safetensors", 2)  # in no cache yet
+    (sandbox.path / "link").symlink_to("models/net.safetensors")
+    kept = {"models/net.safetensors": "tracked by DVC", "models/net.safetensors.dvc": "a pointer of DVC",
+            "models/net.safetensors.modelver.json": "metadata of models/net.safetensors",
+            "models/net.safetensors.modelver.tensors": "the tensor table of models/net.safetensors",
+            "data/train.csv": "in data, which DVC tracks", "link": "tracked by DVC"}  # fmt: skip
+    before = {path: (sandbox.path / path).read_bytes() for path in kept}
+    for path, kind in kept.items():
+        with pytest.raises(UsageError, match=f"{path}: {kind}, which a result would replace") as refused:
+            emit("text\n", sandbox.path / path)
+        assert refused.value.hint
+    assert sandbox.exit_code("show", "net", "-o", "models/net.safetensors") == 2
+    out = sandbox.modelver("export", "net", "models", "--to", "huggingface", "--force", ok=False)
+    assert "models/net.safetensors: tracked by DVC" in out
+    assert {path: (sandbox.path / path).read_bytes() for path in kept} == before
+    (sandbox.path / "models/net.safetensors").unlink()
+    with pytest.raises(UsageError, match="tracked by DVC"):
+        emit("text\n", sandbox.path / "models/net.safetensors")  # weights that were not fetched belong there
+    (sandbox.path / "notes.md").write_text("old")
+    sandbox.modelver("show", "net", "-o", "notes.md")
+    assert "net" in (sandbox.path / "notes.md").read_text()

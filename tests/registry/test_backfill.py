@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dvc_modelver import api
+from dvc_modelver.errors import NotFoundError
 from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.registry.backfill import read_backfill, read_backfilled_table
 from dvc_modelver.registry.notes import METADATA_REF, TENSORS_REF
@@ -172,6 +173,10 @@ def test_notes_travel_and_the_tool_goes_on_from_them(old: Sandbox, tmp_path: Pat
     assert (document["version"]["number"], clone.md5(MODEL)) == (3, document["model"]["md5"])
     clone.git("commit", "-q", "-m", "back to the third")
     assert "0 problems" in clone.modelver("fsck")
+    clone.git("rm", "-q", "dvc.yaml", "dvc.lock", f"{TREE}.modelver.json", MODELVER_SKIP="1")
+    clone.git("commit", "-q", "-m", "no pipeline any more", MODELVER_SKIP="1")
+    with pytest.raises(NotFoundError, match=f"{TREE}: its stage train of the pipeline is not there any more"):
+        api.rollback("tree@1", folder=clone.path)
 
 
 def test_lines_that_are_not_ours_are_left_out(old: Sandbox) -> None:

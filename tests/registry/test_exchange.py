@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 import dvc_modelver as modelver
 from dvc_modelver.api.exchange import place_of, weights_in
 from dvc_modelver.errors import UsageError
-from dvc_modelver.exchange.registry import as_list
+from dvc_modelver.exchange.registry import as_list, connect
 from dvc_modelver.repository import Repository
 from tests.registry.story import Story
 from tests.registry.test_card import HOSTILE
@@ -112,7 +112,13 @@ def test_a_bill_of_materials_is_valid_and_stable(tuned: Sandbox) -> None:
     assert model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"] == [{"type": "acc", "value": "0.75"}]
     tuned.modelver("export", "net", "again.json", "--to", "cyclonedx")
     assert (tuned.path / "again.json").read_text() == text
-    tuned.modelver("export", "net@1", "first.json", "--to", "cyclonedx")
+    (tuned.path / "first.json").write_text("{}")
+    refused = tuned.modelver("export", "net@1", "first.json", "--to", "cyclonedx", ok=False)
+    assert "first.json: is there already, and no CycloneDX document" in refused
+    assert (tuned.path / "first.json").read_text() == "{}"
+    tuned.modelver("export", "net@1", "first.json", "--to", "cyclonedx", "--force")
+    tuned.modelver("export", "net@1", "first.json", "--to", "cyclonedx")  # over one of its own
+    assert tuned.exit_code("export", "net@1", "net.safetensors", "--to", "cyclonedx", "--force") == 2
     first = valid((tuned.path / "first.json").read_text())
     assert [(c["type"], c["name"]) for c in first["components"]] == [("data", "data/train.csv")]
     card = first["metadata"]["component"]["modelCard"]
@@ -221,6 +227,23 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
         "f1": 0.7,
     }  # evaluated after the first export
 
+    tuned.git("tag", "-a", "net#prod#2", "-m", "back", "HEAD~")
+    tuned.git("tag", "-a", "net#eu/west#3", "-m", "there, too", "HEAD~")
+    out = tuned.modelver("export", "net@1", server, "--to", "mlflow", ok=False)
+    assert "stage eu/west: no alias" in out
+    assert get(server, "registered-models/alias", name="net", alias="prod")["model_version"]["version"] == "1"
+    held = {n: tags_of(get(server, "model-versions/get", name="net", version=n)["model_version"]) for n in "12"}
+    assert sorted(held["1"]["modelver.stages"].split()) == ["eu/west", "prod"]
+    assert "modelver.stages" not in held["2"]
+    client = connect(server)
+    client.set_registered_model_alias("net", "mine", "1")
+    for stage in ("prod", "eu/west"):
+        tuned.modelver("demote", "net", stage)
+    tuned.modelver("export", "net@1", server, "--to", "mlflow")
+    assert client.get_registered_model("net").aliases == {"mine": "1"}
+    assert "modelver.stages" not in client.get_model_version("net", "1").tags
+    client.set_registered_model_alias("net", "prod", "2")
+
     other = Sandbox(tmp_path / "other")
     other.path.mkdir()
     other.modelver("init")
@@ -245,6 +268,15 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
     assert other.git("status", "--short", "-uno") == ""
     assert not list((other.path / ".git").glob(".modelver-*"))
 
+    client.rename_registered_model("net", "vision-net")
+    client.set_registered_model_tag("vision-net", "modelver.name", "vision/net")  # as it is exported
+    client.create_registered_model("team.net ü")
+    client.create_model_version("team.net ü", second["source"], second["run_id"])
+    other.modelver("import", "mlflow", server, "vision/net@1", "-o", "ck.safetensors")
+    assert "versions there of vision-net: 1, 2" in other.modelver("import", "mlflow", server, "vision=net", ok=False)
+    other.modelver("import", "mlflow", server, "team.net ü", "-o", "w.safetensors")
+    assert {"vision/net", "team-net-u"} < {m["name"] for m in json.loads(other.modelver("list", "--json"))["models"]}
+
 
 @pytest.mark.timeout(300)
 def test_a_server_that_does_not_answer_is_one_line(sandbox: Sandbox) -> None:
@@ -262,6 +294,23 @@ def test_a_server_that_does_not_answer_is_one_line(sandbox: Sandbox) -> None:
     assert done.returncode == 4
     assert "modelver: error: MLflow: " in done.stderr
     assert "Traceback" not in done.stderr
+    for nothing in ("foo", "file:///tmp/foo", "ftp://host", ""):
+        with pytest.raises(UsageError, match="not a server of MLflow"):
+            connect(nothing)
+
+
+def test_a_database_file_has_the_weights_beside_it(sandbox: Sandbox, tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy", reason="needs mlflow (make frameworks)")
+    if importlib.util.find_spec("mlflow") is None:
+        pytest.skip("needs mlflow (make frameworks)")
+    sandbox.train("net.safetensors", 1)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    before = sandbox.git("status", "--porcelain", "--ignored")
+    sandbox.modelver("export", "net", f"sqlite:///{tmp_path}/mlflow.db", "--to", "mlflow")
+    assert sandbox.git("status", "--porcelain", "--ignored") == before
+    (weights,) = (tmp_path / "mlruns").rglob("net.safetensors")
+    assert md5_of(weights) == sandbox.metadata_md5("net.safetensors")
 
 
 def test_a_server_does_not_choose_where_a_file_goes(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

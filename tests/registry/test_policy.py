@@ -68,6 +68,7 @@ def test_all_rules_are_measured_and_one_refuses(registry: Registry) -> None:
         "branches = main": ("ok", said["branches = main"][1]),
     }
     assert f"by 1 [[policy]] table of origin/main ({blob[:8]})" in done.stdout
+    assert "hint: modelver eval net@v1.1.0 --metrics FILE" in done.stderr
     assert registry.tags("net#*") == []
 
 
@@ -100,8 +101,9 @@ def test_the_remotes_policy_counts_and_no_other(registry: Registry) -> None:
     assert [check.ok for check in refused(registry, "v1.0.0").checks] == [True, False]
     assert promote(registry, "v1.0.0", "staging").verdict is not None  # for prod alone
     registry.git("update-ref", "-d", "refs/remotes/origin/main")
-    with pytest.raises(UsageError, match="its default branch is not known here"):
+    with pytest.raises(UsageError, match="its default branch is not known here") as err:
         promote(registry, "v1.1.0")
+    assert err.value.hint == "git fetch origin main:refs/remotes/origin/main && git remote set-head origin main"
     registry.git("update-ref", "refs/remotes/origin/trunk", "side~1")
     registry.git("symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/trunk")
     assert refused(registry, "v1.0.0").source.ref == "origin/trunk"
@@ -249,6 +251,8 @@ def test_ci_asks_the_same(registry: Registry) -> None:
     document = json.loads(registry.modelver("check", "--stage", "prod", "net@2", "--json"))
     assert (document["schema"], document["ok"], document["version"]) == ("modelver.verdict/1", True, "v1.1.0")
     assert registry.exit_code("check", "--stage", "prod") == 2
+    other = registry.run("modelver", "check", "--stage", "PROD", f"net@{document['md5'][:6]}")
+    assert "warning: origin/main has no [[policy]] for PROD, but one for prod, which is not asked" in other.stderr
     assert registry.exit_code("check") == 0
     assert registry.tags("net#*") == []
 

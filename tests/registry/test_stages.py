@@ -88,9 +88,52 @@ def test_a_version_without_a_name_is_promoted_and_named_later(registry: Registry
     commit = registry.commit(4, 0.95)
     out = registry.run("modelver", "promote", "net", "4", "prod")
     assert "net#prod: 4 holds it" in out.stdout
-    assert f"modelver tag net VERSION {commit[:8]}" in out.stderr
-    api.tag("net", "v2.0.0", commit[:8], folder=registry.path)
-    assert held(registry) == "v2.0.0"
+    assert f"modelver tag net {commit[:8]} --bump auto" in out.stderr
+    registry.modelver("tag", "net", commit[:8], "--bump", "auto")
+    assert held(registry) == "v1.3.0"
+    assert "git push origin net@v1.3.0 'net#dev#2'" in registry.run("modelver", "promote", "net", "4", "dev").stderr
+    promote(registry, "#prod", "live", push=True)  # the version's own tag goes along
+    assert "net@v1.3.0" in registry.on_origin()
+    registry.modelver("rollback", "net", "@v1.0.0")
+    assert registry.md5(MODEL) == api.show("net@1", folder=registry.path).metadata.md5
+    api.rollback("net#live", folder=registry.path)
+    assert registry.md5(MODEL) == api.show("net@4", folder=registry.path).metadata.md5
+
+
+def test_a_version_tag_that_is_another_one_on_the_remote_is_not_sent(registry: Registry) -> None:
+    bob = registry.clone("Bob")
+    commit = registry.commit(4, 0.95)
+    registry.git("push", "-q", "origin", "main", MODELVER_SKIP="1")
+    bob.git("pull", "-q")
+    api.tag("net", "v1.3.0", push=True, folder=registry.path)
+    api.tag("net", "v1.3.0", commit, folder=bob.path)
+    with pytest.raises(RefusedError, match=r"net@v1\.3\.0: origin has another tag of that name"):
+        promote(bob, "4", push=True)
+    assert bob.tags("net#*") == registry.on_origin("net#*") == []
+
+
+def test_a_clone_without_tags_decides_nothing(registry: Registry) -> None:
+    promote(registry, "v1.0.0", push=True)
+    origin = f"file://{registry.folder / 'origin.git'}"
+    registry.run("git", "clone", "-q", "--depth", "1", "--no-tags", origin, str(registry.folder / "ci"))
+    box = Registry(registry.folder / "ci")
+    box.git("config", "--unset", "remote.origin.tagOpt")  # as a checkout in CI leaves it
+    for command in (["check", "--stage", "prod", "net"], ["promote", "net", "3", "prod"], ["demote", "net", "prod"],
+                    ["tag", "net", "--bump", "auto"]):  # fmt: skip
+        done = box.run("modelver", *command, ok=False)
+        assert (done.returncode, done.stdout) == (2, ""), command
+        assert "this clone has no net#prod#1, net@v1.0.0, net@v1.1.0 and 1 more, which origin has" in done.stderr
+        assert "hint: git fetch --tags origin" in done.stderr
+    assert "this clone has no tags" in box.run("modelver", "stages").stderr
+    assert box.tags() == []
+    box.git("remote", "set-url", "origin", "../nowhere.git")
+    assert "this clone has no tags, and origin: cannot be asked" in box.modelver(
+        "check", "--stage", "prod", "net", ok=False
+    )
+    box.git("remote", "set-url", "origin", origin)
+    box.git("fetch", "-q", "--tags", "origin")
+    box.modelver("check", "--stage", "prod", "net")
+    assert promote(box, "v1.2.0", "prod") == ("net#prod#2",)
 
 
 @pytest.fixture
@@ -172,6 +215,10 @@ def test_a_promotion_that_was_not_pushed_and_came_too_late_is_found(registry: Re
     with pytest.raises(RefusedError, match="another tag of that name"):
         promote(bob, "v1.2.0", push=True)
     assert bob.tags("net#*") == ["net#prod#1"]
+    assert "clobber" in bob.git("fetch", "--tags", ok=False)
+    assert "refused  net#prod#1  (origin has another tag of that name" in bob.modelver("status")
+    with pytest.raises(RefusedError, match="net#prod#1: origin has another tag of that name"):
+        api.demote("net", "prod", folder=bob.path)
     assert "rejected" in bob.git("push", "origin", "net#prod#1", ok=False)
     assert "refused  net#prod#1  (origin has another tag of that name" in bob.modelver("status")
     bob.git("tag", "-d", "net#prod#1")
