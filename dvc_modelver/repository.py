@@ -27,7 +27,7 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
-from dvc_modelver.registry.backfill import Backfill, read_backfill
+from dvc_modelver.registry.backfill import Backfill, Backfilled, read_backfill
 from dvc_modelver.settings import SETTINGS_FILE, Settings, parse_settings, read_settings
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root, share_cache
@@ -328,6 +328,17 @@ class Repository:
         """
         text = view.read(metadata_path(path))
         return None if text is None else ModelMetadata.parse(text, metadata_path(path))
+
+    def backfilled(self, path: str, md5: str | None) -> Backfilled | None:
+        """Give what was backfilled for an object of the model at `path`; None where nothing was."""
+        return self.backfill.by_object.get(path, {}).get(md5 or "")
+
+    def current(self, model: TrackedModel) -> ModelMetadata | None:
+        """Give the metadata of the version that a model of the work tree is: its file's, else what was backfilled."""
+        if model.metadata is not None or model.problem:
+            return model.metadata
+        found = self.backfilled(model.path, model.pointer.md5)
+        return None if found is None else found.metadata
 
     def table(self, view: View, path: str) -> TensorTable | None:
         """Give the tensor table of the model at `path` in a view; None where there is none.

@@ -6,17 +6,16 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dvc_modelver.api.select import select
+from dvc_modelver.api.select import check_described, select
 from dvc_modelver.api.track import declared_facts
-from dvc_modelver.errors import UsageError, word
+from dvc_modelver.errors import UsageError
 from dvc_modelver.git.notes import committer
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.pipeline import read_metrics
-from dvc_modelver.registry.evaluations import Evaluation, as_time, record_evaluation
+from dvc_modelver.registry.evaluations import Evaluation, as_time, now, record_evaluation
 from dvc_modelver.registry.notes import bring, send
 from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.repository import Repository
@@ -64,16 +63,16 @@ def evaluate(
         folder: Anywhere in the work tree.
 
     Raises:
-        UsageError: No values, no such data, no remote to push to, or Git knows no user and `by` is not given.
+        UsageError: No values, no such data, a time in the future, no remote to push to, Git knows no user and `by` is
+            not given, or no version is named and the weights on disk are not those that are described.
         BadMetadataError: A metrics file cannot be read.
         NotFoundError: No such model or version.
         EnvironmentFailed: It could not be pushed; it is recorded here.
     """
     repo = Repository.open(folder)
-    metadata = select(repo, reference).metadata
-    if metadata.pending is not None:
-        path = word(metadata.model.path)
-        raise UsageError(f"{metadata.model.path}: not described yet, so no version", hint=f"modelver add {path}")
+    chosen = select(repo, reference)
+    check_described(repo, chosen)
+    metadata = chosen.metadata
     values = {name: value for file in files for name, value in read_metrics(_read, str(file)).items()}
     values |= metrics or {}
     if not values:
@@ -86,7 +85,7 @@ def evaluate(
     new = Evaluation(
         md5=metadata.md5,
         metrics=values,
-        time=as_time(time) if time else datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        time=as_time(time) if time else now(),
         by=by or committer(repo.git).rsplit(" ", 2)[0],
         source=", ".join(repo.repo_path(file) or Path(file).name for file in files),
         data=tuple(_data_rows(repo, data)),

@@ -12,6 +12,7 @@ from typing import Any
 from dvc_modelver.api.ancestry import lineage
 from dvc_modelver.api.elsewhere import missing_parts
 from dvc_modelver.api.inspect import show
+from dvc_modelver.api.select import check_described, select
 from dvc_modelver.api.track import add
 from dvc_modelver.api.versions import load
 from dvc_modelver.errors import NotFoundError, ObjectCorrupt, UsageError, word
@@ -40,7 +41,10 @@ def read_release(reference: str, *, folder: Path | None = None) -> Release:
 
     Raises:
         NotFoundError: No such model or version.
+        UsageError: No version is named, and the weights on disk are not those that are described.
     """
+    repo = Repository.open(folder)
+    check_described(repo, select(repo, reference))
     shown = show(reference, folder=folder)
     metadata, name = shown.metadata, shown.model.name
     structure = shown.table.structure if shown.table is not None else {}

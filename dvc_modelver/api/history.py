@@ -155,7 +155,8 @@ def _find(repo: Repository, reference: str) -> _Known:
         if past is None:
             raise
         return _Known(*past, None)
-    return _Known(model.name, model.path, model.metadata.md5 if model.metadata is not None else None)
+    current = repo.current(model)
+    return _Known(model.name, model.path, current.md5 if current is not None else None)
 
 
 def _logged(repo: Repository, reference: str, *, everywhere: bool, say: Say) -> list[LoggedVersion]:
@@ -249,7 +250,10 @@ def list_models(
     """
     opened = open_repository(repo, folder, say)
     tags = _tags_by_name(opened)
-    found = [_listed(opened, m.path, m.name, m.metadata, tags.get(m.name, [])) for m in opened.models(opened.work_tree)]
+    found = [
+        _listed(opened, m.path, m.name, opened.current(m), tags.get(m.name, []))
+        for m in opened.models(opened.work_tree)
+    ]
     here = {one.path for one in found}
     for path, versions in iter_histories(opened.git, opened.objects, "--all") if everywhere and opened.head else ():
         if path not in here:
@@ -290,7 +294,8 @@ def list_versions(
     for path, versions in iter_histories(opened.git, opened.objects, "--all" if everywhere else "HEAD"):
         model = models.get(path)
         name = model.name if model is not None else versions[0].metadata.model.name
-        md5 = model.metadata.md5 if model is not None and model.metadata is not None else None
+        current = opened.current(model) if model is not None else None
+        md5 = current.md5 if current is not None else None
         history = ModelHistory(opened.git, opened.objects, path)
         found += _joined(opened, _Known(name, path, md5), versions, history, tags.get(name, []), say)
     return chosen(found, where, sort, "any model")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_modelver.api.elsewhere import open_repository
-from dvc_modelver.api.select import select
+from dvc_modelver.api.select import check_described, select
 from dvc_modelver.api.setup import hidden_models
 from dvc_modelver.checks import Problem, check_commits, check_tip, parents_of
 from dvc_modelver.errors import NotFoundError, UsageError, word
@@ -239,6 +239,8 @@ def show(
 ) -> Shown:
     """Give one version's card: of a model's current version, of ``NAME@V`` or of ``NAME#STAGE``.
 
+    Where the weights on disk are others than the current version's, that is said.
+
     Args:
         reference: Which version.
         repo: Another repository, by URL or path.
@@ -250,6 +252,10 @@ def show(
     """
     opened = open_repository(repo, folder, say)
     chosen = select(opened, reference)
+    try:
+        check_described(opened, chosen, max_bytes=opened.settings.describe_max_bytes)
+    except UsageError as err:
+        say(f"warning: {err}\nhint: {err.hint}")
     view = opened.at(chosen.commit) if chosen.commit else opened.work_tree
     entry = read_artifacts(opened.work_tree.read, "").get(chosen.model.name, {})
     history = ModelHistory(opened.git, opened.objects, chosen.model.path)

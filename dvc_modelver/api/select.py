@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dvc_modelver.errors import BadMetadataError, NotFoundError, word
+from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
 from dvc_modelver.formats import known_suffixes
 from dvc_modelver.formats.folder import holds_weights
 from dvc_modelver.metadata import ModelMetadata
@@ -15,6 +15,9 @@ from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.pointers import Pointer
+from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.state import read_state
+from dvc_modelver.worktree.sync import see
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Selected:
 
     Attributes:
         commit: The commit to read its files from; empty for the work tree.
+        is_current: Whether the work tree's version was meant: no version was named.
     """
 
     model: TrackedModel
     metadata: ModelMetadata
     commit: str
     label: str
+    is_current: bool = False
 
     @property
     def pointer(self) -> Pointer:
@@ -104,8 +109,8 @@ def select(repo: Repository, reference: str) -> Selected:
     if model.problem:
         raise BadMetadataError(model.problem, hint=f"modelver refresh {word(model.path)}")
     if model.metadata is None:
-        raise NotFoundError(f"{model.path}: has no metadata yet", hint=f"modelver add {word(model.path)}")
-    return Selected(model, model.metadata, "", model.name)
+        return _backfilled(repo, model)
+    return Selected(model, model.metadata, "", model.name, is_current=True)
 
 
 def _at_version(repo: Repository, name: str, path: str, version: str, stage: str) -> Selected:
@@ -118,6 +123,50 @@ def _at_version(repo: Repository, name: str, path: str, version: str, stage: str
         label = f"{name}@{version}"
     at = TrackedModel(name, found.path, _pointer_at(repo, commit, found.path), found.metadata)
     return Selected(at, found.metadata, commit, label)
+
+
+def _backfilled(repo: Repository, model: TrackedModel) -> Selected:
+    """Give what was backfilled for the version that the work tree's pointer names."""
+    known = repo.backfilled(model.path, model.pointer.md5)
+    if known is None:
+        raise NotFoundError(f"{model.path}: has no metadata yet", hint=f"modelver add {word(model.path)}")
+    commit = known.commit
+    if repo.head is not None:
+        at_head = repo.backfill.find(repo.objects, repo.head, model.path)
+        commit = repo.head if at_head is not None and at_head.metadata.md5 == known.metadata.md5 else commit
+    described = replace(model, metadata=known.metadata)
+    return Selected(described, known.metadata, commit, model.name, is_current=True)
+
+
+def check_described(repo: Repository, chosen: Selected, *, max_bytes: int | None = None) -> None:
+    """Refuse the work tree's version where the weights on disk are others, so that nothing is said of the wrong ones.
+
+    Weights that are not on disk are no others.
+
+    Args:
+        repo: The repository.
+        chosen: What `select` gave.
+        max_bytes: Larger weights that nobody looked at yet are not read, and not refused.
+
+    Raises:
+        UsageError: They were retrained, or are behind, and nobody has looked since.
+    """
+    if not chosen.is_current:
+        return
+    path, metadata = chosen.model.path, chosen.metadata
+    if metadata.pending is not None:
+        raise UsageError(f"{path}: not described yet, so no version", hint=f"modelver add {word(path)}")
+    state = read_state(repo.layout.state_dir)
+    seen = see(repo, state, chosen.model, None if path in state.rows else max_bytes)
+    if seen.md5 in (None, metadata.md5) or seen.md5.startswith("?"):
+        return
+    known = f"{chosen.model.name}@{metadata.md5[:8]}"
+    way = f"modelver {'pull' if seen.action is Action.FOLLOW else 'add'} {word(path)}"
+    raise UsageError(
+        f"{path}: the weights on disk are {seen.md5[:8]}, its metadata describes version "
+        f"{metadata.version.number} ({metadata.md5[:8]})",
+        hint=f"{way} brings them together; {word(known)} names the version that is described",
+    )
 
 
 def _pointer_at(repo: Repository, commit: str, path: str) -> Pointer:

@@ -75,7 +75,7 @@ def _asked_for(repo: Repository, name: str, version: str | None) -> tuple[str, s
     """Give name, path, version and metadata of a model that may be removed, and may be named with its version."""
     try:
         model = find_known(repo, name)
-        return model.name, model.path, version, model.metadata
+        return model.name, model.path, version, repo.current(model)
     except NotFoundError:
         bare, number, stage = split_reference(name)
         if version is None and (number or stage):

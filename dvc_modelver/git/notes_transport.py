@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 import zlib
 from collections.abc import Sequence
 
@@ -13,6 +15,8 @@ from dvc_modelver.git.porcelain import ZERO_OID, Git, GitFailed
 
 _TRIES = 20
 """How often a push is tried anew where others push at the same time; one of them always lands."""
+_CONTENTION = ("cannot lock ref", "failed to update ref", "fetch first", "non-fast-forward", "incorrect old value")
+"""What git says where another process writes the same ref, here or on the remote."""
 
 
 def refspec(remote: str, pattern: str) -> str:
@@ -59,10 +63,23 @@ def fetch_notes(git: Git, remote: str, refs: Sequence[str]) -> None:
     options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance")
     # Patterns, since a ref that is named outright and not there makes git fetch fail.
     specs = [f"+{ref}*:{tracking_ref(ref, name)}*" if "*" not in ref else refspec(name, ref) for ref in refs]
-    try:
-        git.run("fetch", *options, remote, *specs, env=_ALONE)
-    except GitFailed as err:
-        raise EnvironmentFailed(f"{remote}: {err}", hint=f"git fetch {remote}") from err
+    for left in reversed(range(_TRIES)):
+        try:
+            git.run("fetch", *options, remote, *specs, env=_ALONE)
+            return
+        except GitFailed as err:
+            if not left or not _is_contention(err):
+                raise EnvironmentFailed(f"{remote}: {err}", hint=f"git fetch {remote}") from err
+        _give_way()
+
+
+def _is_contention(err: GitFailed) -> bool:
+    return any(words in err.stderr for words in _CONTENTION)
+
+
+def _give_way() -> None:
+    """Wait for a moment, each process another one."""
+    time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - no secret
 
 
 def send_notes(git: Git, objects: ObjectReader, remote: str, refs: Sequence[str]) -> bool:
@@ -84,6 +101,7 @@ def send_notes(git: Git, objects: ObjectReader, remote: str, refs: Sequence[str]
     sent = False
     try:
         for _ in range(_TRIES):
+            tracked = [objects.find_ref(tracking_ref(ref, name)) for ref in refs]
             todo = [ref for ref in refs if _is_ahead(objects, ref, tracking_ref(ref, name))]
             if not todo:
                 return sent
@@ -94,17 +112,19 @@ def send_notes(git: Git, objects: ObjectReader, remote: str, refs: Sequence[str]
                 return True
             except GitFailed as err:
                 failed = EnvironmentFailed(f"{remote}: {_refusal(err)}", hint=f"git push {remote} {' '.join(todo)}")
+                is_contention = _is_contention(err)
             fetch_notes(git, remote, todo)
-            before = [objects.find_ref(ref) for ref in todo]
             for ref in todo:
                 merge_notes(git, objects, ref, tracking_ref(ref, name))
-            if before == [objects.find_ref(ref) for ref in todo]:
+            if is_contention:
+                _give_way()
+            elif tracked == [objects.find_ref(tracking_ref(ref, name)) for ref in refs]:
                 raise failed  # nobody was faster: it is the remote that does not want them
         raise failed
     finally:
         if name != remote:
             for ref in refs:
-                git.run("update-ref", "-d", tracking_ref(ref, name))
+                git.run_for_code("update-ref", "-d", tracking_ref(ref, name), codes=(0, 1, 128))
 
 
 _ALONE = {"GIT_TERMINAL_PROMPT": "0"}

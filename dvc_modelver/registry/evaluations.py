@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dvc_modelver.errors import UsageError
@@ -21,7 +21,9 @@ EVALUATION_SCHEMA = "modelver.evaluation/1"
 MAX_METRICS = 500
 MAX_TEXT = 1000
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+_SKEW = timedelta(minutes=5)
+"""How far clocks may differ: what is later than now by more is no time of a measurement."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Evaluation:
     Attributes:
         md5: The object that was measured.
         metrics: Finite numbers by name.
-        time: When it was measured, in UTC: ``2026-11-21T18:40:12Z``.
+        time: When it was measured, in UTC, with a fraction where it is known: ``2026-11-21T18:40:12.345678Z``.
         by: Who measured, as Git names people: ``Ada <ada@example.org>``.
         source: Where the numbers come from: the metrics file; empty for numbers that were typed.
         data: What it was measured on: objects with ``path`` and ``md5``, as in the metadata's ``training.data``.
@@ -106,14 +108,28 @@ def as_time(text: str) -> str:
     """Give a time in UTC as evaluations have it; one without a zone is taken as UTC.
 
     Raises:
-        UsageError: Not ISO 8601.
+        UsageError: Not ISO 8601, or not over yet: until then no later result would count.
     """
     try:
         found = datetime.fromisoformat(text)
         found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError) as err:
         raise UsageError(f"{text!r}: not a time, expected one like 2026-11-21T18:40:12Z") from err
-    return found.strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
+    if found > datetime.now(UTC) + _SKEW:
+        raise UsageError(
+            f"{text!r}: lies in the future, expected when it was measured (in UTC where no zone is given)",
+            hint="--time 2026-11-21T18:40:12+01:00",
+        )
+    return _written(found)
+
+
+def now() -> str:
+    """Give the time as evaluations have it, to the microsecond: two in a row keep their order."""
+    return _written(datetime.now(UTC))
+
+
+def _written(when: datetime) -> str:
+    return when.isoformat().replace("+00:00", "Z")
 
 
 def read_evaluations(
@@ -143,12 +159,12 @@ def read_evaluations(
             except ValueError as err:
                 skip(f"{EVALUATIONS_REF}: {oid[:8]}: {err}")
                 continue
-            found.setdefault(one.md5, []).append((one.time, line, one))
+            found.setdefault(one.md5, []).append((one.time.rstrip("Z"), line, one))
     return {md5: [one for _, _, one in sorted(several, key=_in_order)] for md5, several in found.items()}
 
 
 def _in_order(item: tuple[str, bytes, Evaluation]) -> tuple[str, bytes]:
-    return item[:2]  # the line decides between two of one second, so that every clone has one order
+    return item[:2]  # the line decides between two of one time, so that every clone has one order
 
 
 def record_evaluation(git: Git, objects: ObjectReader, new: Evaluation) -> bool:

@@ -169,11 +169,9 @@ def _completed(
 
 def _versions_of(objects: ObjectReader, changes: Sequence[_Changed]) -> list[Version]:
     found: dict[str, Version] = {}
-    with_files: set[str] = set()
     for c in changes:
         metadata = c.backfilled or read_version_file(objects, c.new_oid, c.path)
-        if metadata is not None and not (c.backfilled and metadata.md5 in with_files):
-            with_files |= {metadata.md5} if c.backfilled is None else set()
+        if metadata is not None:
             newer = found.pop(metadata.md5, None)
             facts, path = newer.metadata if newer is not None else metadata, find_model_path(c.path) or ""
             found[metadata.md5] = Version(facts, path, c.commit, c.date, c.author, c.subject)

@@ -96,13 +96,16 @@ def look(
     wanted = None if only is None else set(only)
     models = repo.models(repo.work_tree)
     return [
-        _see(repo, state, model, max_bytes, storing=storing)
+        see(repo, state, model, max_bytes, storing=storing)
         for model in models
         if wanted is None or model.path in wanted
     ]
 
 
-def _see(repo: Repository, state: State, model: TrackedModel, max_bytes: int | None, *, storing: bool) -> Seen:
+def see(
+    repo: Repository, state: State, model: TrackedModel, max_bytes: int | None = None, *, storing: bool = False
+) -> Seen:
+    """Look at one model, as `look` does at all."""
     row = state.rows.get(model.path)
     file = repo.top / model.path
     is_of_its_kind = file.is_dir() == model.pointer.is_folder
@@ -286,13 +289,16 @@ class Keeper:
             cache.store_path(file, link=False)
         cache.materialise(target, file, legacy=seen.model.pointer.legacy)
         self.remember(seen, agreed=target, md5=target)
-        if seen.md5 is not None and seen.md5 != target and not find_anywhere(self.repo, {seen.md5}):
+        if seen.md5 is not None and seen.md5 != target and not self._is_known(seen.path, seen.md5):
             name = seen.model.name
             self.say(
                 f"{seen.path}: the weights that were here are in no commit; the cache keeps them\n"
                 f"hint: modelver load {word(f'{name}@{seen.md5}')} -o FILE gives them back"
             )
         return True
+
+    def _is_known(self, path: str, md5: str) -> bool:
+        return bool(find_anywhere(self.repo, {md5})) or self.repo.backfilled(path, md5) is not None
 
     def keep_conflict(self, seen: Seen) -> None:
         """Put the model's bytes into the cache as well, and name the conflict."""

@@ -85,6 +85,35 @@ def test_results_belong_to_the_version_whatever_becomes_of_the_commit(box: Sandb
     assert "acc = 0.7" in box.modelver("show", "net")
 
 
+def test_the_newest_of_two_results_of_one_second_counts(box: Sandbox) -> None:
+    for value in (0.9, 0.1, 0.5):
+        assert api.evaluate("net", metrics={"acc": value}, folder=box.path).is_new
+    (line,) = api.log("net", folder=box.path)
+    assert line.measured["acc"].value == 0.5
+
+
+def test_weights_that_nobody_described_are_not_taken_for_the_version_before(box: Sandbox, tmp_path: Path) -> None:
+    first, second = box.md5(MODEL), box.train(MODEL, 2)
+    asked = (
+        ("eval", "net", "--metric", "acc=1"), ("card", "net"), ("export", "net", str(tmp_path / "out"), "--to", "huggingface"),
+    )  # fmt: skip
+    for args in asked:
+        said = box.modelver(*args, ok=False)
+        found = f"the weights on disk are {second[:8]}, its metadata describes version 1 ({first[:8]})"
+        assert said.startswith(f"modelver: error: {MODEL}: {found}"), said
+        assert f"modelver add {MODEL}" in said
+    assert not (tmp_path / "out").exists()
+    assert f"warning: {MODEL}: the weights on disk are {second[:8]}" in box.modelver("show", "net", ok=False)
+    assert record(box, f"net@{first[:8]}", "--metric", "acc=0.1")["md5"] == first
+    box.git("status")
+    assert record(box, "net", "--metric", "acc=0.2")["md5"] == second
+    box.git("commit", "-q", "-a", "-m", "second")
+    box.train(MODEL, 1)  # and the other way round
+    assert box.exit_code("eval", "net", "--metric", "acc=0.3") == 2
+    (box.path / MODEL).unlink()
+    assert record(box, "net", "--metric", "acc=0.4")["md5"] == second
+
+
 REFUSED: list[tuple[list[str], str]] = [
     (["net"], "no metrics"),
     (["net@9", "--metric", "a=1"], "no such version"),
@@ -93,6 +122,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["net", "--metric", "a=nan"], "expected name=number"),
     (["net", "--metric", "=1"], "expected name=number"),
     (["net", "--metric", "a=1", "--time", "noon"], "not a time"),
+    (["net", "--metric", "a=1", "--time", "2999-01-01"], "in the future"),
     (["net", "--metric", "a=1", "--data", "none.csv"], "neither a file nor a DVC output"),
     (["net", "--metric", "a=1", "--push"], "no remote"),
     (["net", "--metrics", "none.json"], "no such file"),

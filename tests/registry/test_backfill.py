@@ -167,7 +167,7 @@ def test_notes_travel_and_the_tool_goes_on_from_them(old: Sandbox, tmp_path: Pat
     clone.train(MODEL, 4)
     clone.modelver("add", "-u")
     clone.git("commit", "-q", "-m", "from the first")
-    assert [n for n, _ in logged(clone, "net")] == [2, 1, 3, 2]
+    assert [n for n, _ in logged(clone, "net")] == [2, 3, 2, 1]
     clone.modelver("rollback", "net", "3")
     document = json.loads((clone.path / f"{MODEL}.modelver.json").read_text())
     assert (document["version"]["number"], clone.md5(MODEL)) == (3, document["model"]["md5"])
@@ -232,15 +232,37 @@ def test_history_answers_as_if_the_commits_had_metadata(old: Sandbox) -> None:
     assert len(json.loads(old.modelver("list", "--versions", "--json"))["versions"]) == 5
     assert "retrained" in old.modelver("compare", "net@1", "net@3")
     assert {t["number"] for t in json.loads(old.modelver("blame", "net@3", "--json"))["tensors"]} == {3}
-    # once the tool is there for good, a version is that of its metadata file, and its commit the one that has it
+    (listed,) = [m for m in api.list_models(folder=old.path) if m.name == "net"]
+    assert listed.metadata is not None
+    assert [v.is_current for v in api.log("net", folder=old.path)] == [False, False, True]
+    for args in (("show", "net"), ("eval", "net", "--metric", "acc=1")):
+        assert "net version 1" in old.modelver(*args)
+    assert "| `acc` | 1 |" in old.modelver("card", "net")
+    assert {t["number"] for t in json.loads(old.modelver("blame", "net", "--json"))["tensors"]} == {1}
+    # once the tool is there for good, the commits stay those that brought the weights
     old.modelver("init")
     old.modelver("add", "--all")
     old.git("add", ".")
     old.git("commit", "-q", "-m", "with metadata")
     found = json.loads(old.modelver("log", "net", "--json"))["versions"]
     assert [(v["version"]["number"], v["subject"]) for v in found] == [
-        (1, "with metadata"), (3, "commit 3"), (2, "commit 1"),
+        (3, "commit 3"), (2, "commit 1"), (1, "commit 0"),
     ]  # fmt: skip
     old.git("tag", "-a", "-m", "as gto does", "net@v1.0.0", second)
     found = json.loads(old.modelver("log", "net", "--json"))["versions"]
-    assert [v["tags"] for v in found] == [[], [], ["net@v1.0.0"]]
+    assert [v["tags"] for v in found] == [[], ["net@v1.0.0"], []]
+
+
+def test_rollback_goes_back_from_what_the_notes_say(old: Sandbox) -> None:
+    old.git("reset", "-q", "--hard", "HEAD~1")  # version 3
+    old.train(MODEL, 3)
+    api.index("HEAD", folder=old.path)
+    old.modelver("init")
+    said: list[str] = []
+    done = api.rollback("net", say=said.append, folder=old.path)
+    assert (done.old and done.old.version.number, done.new.version.number, said) == (3, 2, [])
+    old.git("reset", "-q", "--hard")
+    assert api.rollback("net", "1", say=said.append, folder=old.path).new.version.number == 1
+    assert said == []
+    reset = old.run("git", "reset", "-q", "--hard")
+    assert "no commit" not in reset.stderr

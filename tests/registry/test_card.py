@@ -61,10 +61,10 @@ def test_an_evaluation_is_told_with_its_data_and_date(sandbox: Sandbox) -> None:
     sandbox.write("data/test.csv", "1,2\n")
     sandbox.modelver("add", "net.safetensors", "--metric", "acc=0.5", "--metric", "loss=2")
     sandbox.git("commit", "-q", "-m", "one")
-    modelver.evaluate("net", metrics={"acc": 0.75}, data=[sandbox.path / "data/test.csv"], time="2026-11-20",
+    modelver.evaluate("net", metrics={"acc": 0.75}, data=[sandbox.path / "data/test.csv"], time="2024-11-20",
                       folder=sandbox.path)  # fmt: skip
     text = modelver.card("net", folder=sandbox.path)
-    assert "| `acc` | 0.75 | 2026-11-20 on data/test.csv |" in text
+    assert "| `acc` | 0.75 | 2024-11-20 on data/test.csv |" in text
     first, second = fields(text)["model-index"][0]["results"]
     assert (first["dataset"]["name"], first["metrics"][0]["value"]) == ("data/test.csv", 0.75)
     assert first["dataset"]["revision"] == md5_of(sandbox.path / "data/test.csv")

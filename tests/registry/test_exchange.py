@@ -204,7 +204,7 @@ def test_versions_go_to_mlflow_and_come_back(tuned: Sandbox, server: str, tmp_pa
         "import sys, dvc_modelver as m\n"
         f"for v in ('2', '1', '2'):\n"
         f"    print(m.export(f'net@{{v}}', 'mlflow', {server!r}, say=print))\n"
-        "    m.evaluate('net@2', metrics={'acc': 0.8, 'f1': 0.7}, time='2026-11-20')\n"
+        "    m.evaluate('net@2', metrics={'acc': 0.8, 'f1': 0.7}, time='2024-11-20')\n"
     )
     out = tuned.run(sys.executable, "-P", "-c", script).stdout
     assert [line for line in out.splitlines() if line.startswith("net/")] == ["net/2", "net/1", "net/2"]

@@ -52,7 +52,7 @@ def refuse(origin: Path, words: str = "no notes here") -> None:
 
 def test_what_two_clones_measure_both_see(box: Sandbox, other: Sandbox, tmp_path: Path) -> None:
     measure(box, 0.5)
-    measure(other, 0.6, "2030-01-01")
+    measure(other, 0.6, "2020-01-01")
     box.git("push", "-q")  # there is nothing else to push
     other.git("push", "-q")
     assert values(other) == [0.5, 0.6]
@@ -70,11 +70,11 @@ def test_what_two_clones_measure_both_see(box: Sandbox, other: Sandbox, tmp_path
     third.modelver("install")
     third.git("fetch", "-q")
     assert values(third) == values(box)
-    assert evaluations(box)[-1].time.startswith("2030")  # the newest last
+    assert evaluations(box)[0].time.startswith("2020")  # the newest last
 
 
 def test_many_that_push_at_once_all_arrive(box: Sandbox, tmp_path: Path) -> None:
-    clones = []
+    clones = [box, box]  # two in one clone
     for n in range(3):
         shutil.copytree(box.path, tmp_path / f"clone{n}", symlinks=True)
         clones.append(Sandbox(tmp_path / f"clone{n}"))
@@ -91,7 +91,7 @@ def test_many_that_push_at_once_all_arrive(box: Sandbox, tmp_path: Path) -> None
         assert process.returncode == 0, err
         assert "pushed to origin" in out
     box.git("fetch", "-q", "origin", f"{EVALUATIONS_REF}:{TRACKED}")
-    assert values(box) == [0.1, 0.2, 0.3]
+    assert values(box) == [0.1, 0.2, 0.3, 0.4, 0.5]
 
 
 def test_a_remote_that_refuses_notes_stops_no_push(box: Sandbox, tmp_path: Path) -> None:
