@@ -68,7 +68,7 @@ def test_a_result_replaces_nothing_that_dvc_keeps(sandbox: Sandbox) -> None:
             emit("text\n", sandbox.path / path)
         assert refused.value.hint
     assert sandbox.exit_code("show", "net", "-o", "models/net.safetensors") == 2
-    out = sandbox.modelver("export", "net", "models", "--to", "huggingface", "--force", ok=False)
+    out = sandbox.modelver("export", "net@1", "models", "--to", "huggingface", "--force", ok=False)
     assert "models/net.safetensors: tracked by DVC" in out
     assert {path: (sandbox.path / path).read_bytes() for path in kept} == before
     (sandbox.path / "models/net.safetensors").unlink()
