@@ -146,6 +146,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NO_TALK = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nine more processes
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             cwd=home,
             stdout=log,
             stderr=log,
-            env=os.environ | NO_TALK | {"HOME": str(home)},
+            env=os.environ | NO_TALK | NO_JOBS | {"HOME": str(home)},
             start_new_session=True,
         )
         try:
