@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import Peak, make_model
+from run import make_model, run_timed
 from safetensors.numpy import load_file, save_file
 
 EXACT = """
@@ -46,16 +46,8 @@ DIFFAI = "import sys, diffai; diffai.diff_paths(sys.argv[1], sys.argv[2])"
 
 def timed(command: list[str], folder: Path) -> tuple[float, float, str]:
     """Give wall seconds, peak memory in MB and the last line of standard error."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peak = Peak(process.pid)
-    peak.start()
-    _, err = process.communicate()
-    wall = time.perf_counter() - start
-    peak.stop()
-    if process.returncode:
-        sys.exit(f"{command}: exit {process.returncode}\n{err.decode()}")
-    return wall, peak.mb, (err.decode().splitlines() or [""])[-1]
+    wall, peak_mb, err = run_timed(command, folder, ENV)
+    return wall, peak_mb, (err.splitlines() or [""])[-1]
 
 
 def main() -> None:

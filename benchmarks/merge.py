@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from run import Peak, make_model
+from run import make_model, run_timed
 from safetensors.numpy import load_file, save_file
 
 ENV = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # as installed: compiled once
@@ -25,18 +23,7 @@ ENV = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  #
 
 def timed(command: str, folder: Path) -> tuple[float, float]:
     """Give wall seconds and peak memory in MB of a shell command."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        ["sh", "-ec", command], cwd=folder, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    peak = Peak(process.pid)
-    peak.start()
-    _, err = process.communicate()
-    wall = time.perf_counter() - start
-    peak.stop()
-    if process.returncode:
-        sys.exit(f"{command}: exit {process.returncode}\n{err.decode()}")
-    return wall, peak.mb
+    return run_timed(["sh", "-ec", command], folder, ENV)[:2]
 
 
 def train(model: Path, layer: str) -> None:

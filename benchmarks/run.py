@@ -130,24 +130,28 @@ class Peak(threading.Thread):
         self.join()
 
 
-def timed(command: str, folder: Path, env: dict[str, str], into: Measured | None) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def run_timed(command: list[str], folder: Path, env: dict[str, str]) -> tuple[float, float, str]:
+    """Give wall seconds, peak memory in MB and what a command wrote on standard error; end where it fails."""
     start = time.perf_counter()
-    process = subprocess.Popen(
-        ["sh", "-ec", command], cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     peak = Peak(process.pid)
     peak.start()
     _, err = process.communicate()
     wall = time.perf_counter() - start
     peak.stop()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         sys.exit(f"{command}: exit {process.returncode}\n{err.decode()}")
+    return wall, peak.mb, err.decode()
+
+
+def timed(command: str, folder: Path, env: dict[str, str], into: Measured | None) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, peak_mb, _ = run_timed(["sh", "-ec", command], folder, env)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if into is not None:
         into.wall_s.append(wall)
         into.cpu_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        into.peak_mb.append(peak.mb)
+        into.peak_mb.append(peak_mb)
 
 
 STEPS = ["commit first", "commit again", "commit other", "diff", "checkout", "push"]
