@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dvc_modelver.errors import BadMetadataError, NotFoundError, UsageError, word
 from dvc_modelver.formats import known_suffixes
@@ -27,12 +27,14 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import read_artifacts
-from dvc_modelver.registry.backfill import Backfill, Backfilled, read_backfill
 from dvc_modelver.settings import SETTINGS_FILE, Settings, parse_settings, read_settings
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root, share_cache
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.pointers import Pointer, read_pointers
+
+if TYPE_CHECKING:
+    from dvc_modelver.registry.backfill import Backfill, Backfilled
 
 _SPEECHLESS = {"model", "pytorch_model", "adapter_model", "weights", "checkpoint"}
 """Stems that say nothing of the model: its folder's name goes in front."""
@@ -152,7 +154,7 @@ class Repository:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.git = Git(layout.top)
+        self.git = Git(layout.top, index=layout.git_dir / "index")
         self._caches: dict[Path, Cache] = {}
 
     @classmethod
@@ -215,6 +217,8 @@ class Repository:
     @property
     def backfill(self) -> Backfill:
         """What notes say of commits that were made without metadata."""
+        from dvc_modelver.registry.backfill import read_backfill
+
         return read_backfill(self.objects)
 
     # DVC

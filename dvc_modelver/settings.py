@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -111,6 +110,8 @@ def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
     Raises:
         BadMetadataError: Not TOML, or a value of another type than the setting has.
     """
+    import tomllib  # most repositories have no such file
+
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:

@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, ObjectMissing
 from dvc_modelver.git.porcelain import ZERO_OID
@@ -16,7 +17,9 @@ from dvc_modelver.store.folders import folder_bytes, parse_listing
 from dvc_modelver.store.lock import held
 from dvc_modelver.store.objects import MAX_LISTING_BYTES
 from dvc_modelver.store.pointers import Pointer, read_pointers
-from dvc_modelver.store.remotes import Remote
+
+if TYPE_CHECKING:
+    from dvc_modelver.store.remotes import Remote
 
 Say = Callable[[str], None]
 
@@ -152,7 +155,8 @@ def upload(repo: Repository, wanted: Iterable[Wanted], say: Say, *, remote_name:
         return []
     with held(repo.layout.common_dir / "modelver", say, alone=False):
         plans = [
-            _plan(repo, Remote.open(root, name), items, legacy=legacy) for (root, name, legacy), items in groups.items()
+            _plan(repo, _open_remote(root, name), items, legacy=legacy)
+            for (root, name, legacy), items in groups.items()
         ]
         lost = [line for plan in plans for line in plan.lost]
         if lost:
@@ -167,6 +171,12 @@ def upload(repo: Repository, wanted: Iterable[Wanted], say: Say, *, remote_name:
             for md5 in plan.todo:
                 plan.cache.check_alone(md5, legacy=plan.legacy)
         return [_send(plan, say) for plan in plans]
+
+
+def _open_remote(root: Path, name: str | None) -> Remote:
+    from dvc_modelver.store.remotes import Remote  # most hooks ask none
+
+    return Remote.open(root, name)
 
 
 def _plan(repo: Repository, remote: Remote, items: list[Wanted], *, legacy: bool) -> _Plan:
@@ -210,7 +220,7 @@ def missing_on_remote(repo: Repository, item: Wanted) -> tuple[str, list[str]]:
         EnvironmentFailed: The remote cannot be reached.
     """
     pointer = item.pointer
-    remote = Remote.open(repo.dvc_root(pointer.file), pointer.remote)
+    remote = _open_remote(repo.dvc_root(pointer.file), pointer.remote)
     wanted: dict[str, tuple[str, int | None]] = {item.md5: (item.path, None if pointer.is_folder else pointer.size)}
     there = remote.sizes({item.md5}, legacy=pointer.legacy)
     if pointer.is_folder and item.md5 in there:
@@ -294,7 +304,7 @@ def fetch(repo: Repository, wanted: Iterable[Wanted], say: Say, *, max_bytes: in
         groups.setdefault(key, []).append(item)
     for (root, name, legacy), items in groups.items():
         try:
-            remote = Remote.open(root, name)
+            remote = _open_remote(root, name)
             say(f"fetching {len(items)} object{'s' * (len(items) > 1)} from {remote.url}")
             result = remote.fetch({i.md5 for i in items}, legacy=legacy)
         except EnvironmentFailed as err:

@@ -39,6 +39,12 @@ modelver_asked() { # true when this Git process asked our fsmonitor hook already
     [ "$modelver_pid" = "$PPID" ]
 }
 
+modelver_followed() { # true when another hook of this Git process looked after the models, and left nothing
+    modelver_pid=
+    { read -r modelver_pid <"${GIT_DIR:-.git}/modelver/followed"; } 2>/dev/null
+    [ "$modelver_pid" = "$PPID" ]
+}
+
 modelver_moved() { # true when a model, its metadata or its pointer is not as we last saw it
     [ -x "$modelver_python" ] && [ -r "$modelver_probe" ] || return 1
     ! "$modelver_python" -I -S "$modelver_probe" check

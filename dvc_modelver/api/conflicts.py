@@ -14,8 +14,9 @@ from dvc_modelver.metadata import ModelMetadata, find_model_path
 from dvc_modelver.repository import Repository, is_pointer_file
 from dvc_modelver.strategy import Rules, parse_strategy
 from dvc_modelver.transfer import Say
-from dvc_modelver.worktree.merge_files import Chosen, FileMerge, is_of_pipeline, kept_ours, unanimous
+from dvc_modelver.worktree.merge_files import Chosen, FileMerge, is_of_pipeline, unanimous
 from dvc_modelver.worktree.merging import TAKEN, Merger, Outcome, Versions
+from dvc_modelver.worktree.resolved import kept_ours
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import apply_law, write_if_changed
 

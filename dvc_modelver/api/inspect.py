@@ -33,7 +33,7 @@ from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.transfer import objects_of_commits
 from dvc_modelver.worktree.describe import read_contents
 from dvc_modelver.worktree.law import Action
-from dvc_modelver.worktree.merge_files import kept_ours
+from dvc_modelver.worktree.resolved import kept_ours
 from dvc_modelver.worktree.safety import check_models
 from dvc_modelver.worktree.state import read_state
 from dvc_modelver.worktree.sync import Seen, look

@@ -28,8 +28,6 @@ def main(argv: list[str]) -> int:
     Returns:
         0, or what stops the Git command: 1 refused, 2 bad input, 3 a bug of ours, 4 the environment failed.
     """
-    from dvc_modelver.report import report_bug
-
     name, args = argv[0], argv[1:]
     try:
         _HOOKS[name](Repository.open(), args)
@@ -43,6 +41,8 @@ def main(argv: list[str]) -> int:
         say_error(failed)
         return failed.exit_code
     except Exception as err:
+        from dvc_modelver.report import report_bug
+
         say(report_bug(err, argv))
         say(f"hint: MODELVER_SKIP=1 git ... runs one command without modelver ({name} failed)")
         return 3
@@ -102,6 +102,7 @@ def _follow(repo: Repository, _args: list[str]) -> None:
         expect_models(repo.layout)
         left = [s for s in apply_law(repo, say, describing=False, following=True) if s.action is Action.FOLLOW]
         if not left:
+            note_followed(repo.layout)
             return
         wanted = {seen.path: Wanted(replace(seen.model.pointer, md5=seen.decision.target)) for seen in left}
         if _was_told(repo, wanted.values()):
@@ -120,6 +121,13 @@ def _follow(repo: Repository, _args: list[str]) -> None:
             reasons |= {i.path: why for i in done.skipped}
     for path, why in reasons.items():
         say(f"{path}: still the weights of before: {why}\nhint: modelver pull {word(path)}")
+
+
+def note_followed(layout: Layout) -> None:
+    """Let the next hook of the same Git command know that no model is behind, so that it need not look."""
+    command = os.environ.get("MODELVER_GIT_PID", "")
+    if command:
+        (layout.state_dir / "followed").write_text(command + "\n", encoding="ascii")
 
 
 def expect_models(layout: Layout) -> None:

@@ -25,8 +25,6 @@ def main(argv: list[str]) -> int:
     Returns:
         0 merged, 1 conflict.
     """
-    from dvc_modelver.report import report_bug
-
     base, ours, theirs, _, path = argv
     is_clean = False
     try:
@@ -46,6 +44,8 @@ def main(argv: list[str]) -> int:
         say_error(environment_error(err), path)
         return 1
     except Exception as err:
+        from dvc_modelver.report import report_bug
+
         say(report_bug(err, ["driver", "merge", *argv]))
         return 1
     return 0 if is_clean else 1

@@ -3,6 +3,7 @@
 When the package, or one that it needs, is not there any more, that is one line and not Python's own words.
 """
 
+import gc
 import os
 import sys
 
@@ -13,7 +14,15 @@ def main(argv: list[str]) -> int:
     try:
         from importlib import import_module
 
-        return int(import_module(f"dvc_modelver.drivers.{argv[0]}").main(argv[1:]))
+        if argv[0] == "merge":
+            from dvc_modelver.drivers.answered import answer
+
+            if answer(argv[1:]):
+                return 0
+        gc.disable()  # what is imported stays
+        driver = import_module(f"dvc_modelver.drivers.{argv[0]}")
+        gc.enable()
+        return int(driver.main(argv[1:]))
     except ModuleNotFoundError as err:
         sys.stderr.write(
             f"modelver: {err.name} is not installed for {sys.executable} any more "
@@ -23,4 +32,10 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads it any more
+        code = code or 1
+    os._exit(code)  # taking the interpreter apart, module by module, takes as long as a question to Git

@@ -71,11 +71,19 @@ class Git:
     The variables that Git sets for its hooks (``GIT_DIR``, ``GIT_INDEX_FILE``...) are passed on, so that a
     hook works on the index of the command that called it. Hooks of ours that such a call sets off do nothing.
     With `is_other` the folder is of another repository, for which those variables are not meant.
+
+    Args:
+        folder: Where git runs.
+        is_other: See above.
+        index: The file of the index; where it is given, a question about the index is asked once until that file is
+            written. HEAD must not move meanwhile.
     """
 
-    def __init__(self, folder: Path, *, is_other: bool = False) -> None:
+    def __init__(self, folder: Path, *, is_other: bool = False, index: Path | None = None) -> None:
         self.folder = folder
         self._dropped = _LOCAL if is_other else frozenset[str]()
+        self._index = index
+        self._answers: dict[tuple[str, ...], tuple[object, bytes]] = {}
 
     def run(
         self,
@@ -154,6 +162,20 @@ class Git:
     def _environment(self) -> dict[str, str]:
         return {key: value for key, value in os.environ.items() if key not in self._dropped} | _ENV
 
+    def _ask_index(self, *args: str) -> bytes:
+        """Run ``git <args>``, or give what it said when the index was the same file."""
+        if self._index is None or self._dropped:
+            return self.run(*args)
+        try:
+            st = (self.folder / os.environ.get("GIT_INDEX_FILE", self._index)).stat()
+        except OSError:
+            return self.run(*args)
+        stamp = (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+        known = self._answers.get(args)
+        if known is None or known[0] != stamp:
+            self._answers[args] = known = (stamp, self.run(*args))
+        return known[1]
+
     def text(self, *args: str, codes: Sequence[int] = (0,)) -> str:
         """Run ``git <args>`` and give its output as text without the final newline."""
         return os.fsdecode(self.run(*args, codes=codes)).removesuffix("\n")
@@ -182,9 +204,19 @@ class Git:
 
     def staged_changes(self, base: str | None = "HEAD") -> list[Change]:
         """Give what the index changes against a commit; against nothing where that is None, or not there yet."""
-        if base is None or not self.find_commit(base):
-            base = self.text("hash-object", "-t", "tree", os.devnull)
-        return list(_iter_raw(self.run("diff-index", "--cached", "--raw", "-z", "--no-abbrev", "--no-renames", base)))
+        if base is None or (base != "HEAD" and not self.find_commit(base)):
+            base = self._empty_tree()
+        question = ("diff-index", "--cached", "--raw", "-z", "--no-abbrev", "--no-renames")
+        try:
+            out = self._ask_index(*question, base)
+        except GitFailed:
+            if base != "HEAD" or self.find_commit(base):
+                raise
+            out = self._ask_index(*question, self._empty_tree())
+        return list(_iter_raw(out))
+
+    def _empty_tree(self) -> str:
+        return self.text("hash-object", "-t", "tree", os.devnull)
 
     def tree_changes(self, old: str, new: str) -> list[Change]:
         """Give what differs between two commits."""
@@ -227,7 +259,7 @@ class Git:
     def index_entries(self, *paths: str) -> dict[str, tuple[str, str]]:
         """Give path -> (mode, blob id) of the index; stages of a conflict are left out."""
         entries = {}
-        for line in self.run("ls-files", "-s", "-z", "--", *paths).split(b"\0"):
+        for line in self._ask_index("ls-files", "-s", "-z", "--", *paths).split(b"\0"):
             if line:
                 head, _, path = line.partition(b"\t")
                 mode, oid, stage = head.decode().split(" ")

@@ -93,6 +93,11 @@ class FileJob:
         elif not self._whole:
             self._find_template()
 
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the file is written from its beginning to its end, each byte once."""
+        return bool(self._whole) or isinstance(self._first.reader, SafetensorsReader)
+
     def write(self, out: BinaryIO, progress: Progress) -> None:
         """Write the file into an empty one that is open for reading, too."""
         reader = self._first.reader
@@ -149,7 +154,9 @@ def has_fact(fact: Fact, side: str) -> bool:
     return type(value) is type(fact.value) and bool(value == fact.value)
 
 
-def check_written(reader: Reader, expected: Mapping[TensorSpec, str], where: str, progress: Progress) -> None:
+def check_written(
+    reader: Reader, expected: Mapping[TensorSpec, str], where: str, progress: Progress, n_threads: int = 0
+) -> None:
     """Compare every tensor of a file or folder with what it was to be.
 
     Args:
@@ -157,6 +164,7 @@ def check_written(reader: Reader, expected: Mapping[TensorSpec, str], where: str
         expected: Digests.
         where: How errors call it.
         progress: Called with the number of bytes read since the last call.
+        n_threads: As of `TensorDigest`.
 
     Raises:
         BadModelError: One differs: a side was written while it was read, or tensors overlap in its file.
@@ -166,7 +174,7 @@ def check_written(reader: Reader, expected: Mapping[TensorSpec, str], where: str
         if spec in expected and is_quantised(spec.dtype) and spec.dtype not in BLOCKS:
             found = next(iter(fingerprint(SomeTensors(reader, [spec]), k=16, progress=progress))).digest
         elif spec in expected:
-            found = digest_of(reader.iter_buffers(spec, READ_BYTES), spec, progress)
+            found = digest_of(reader.iter_buffers(spec, READ_BYTES), spec, progress, n_threads)
         if found != expected.get(spec):
             raise _differs(where, spec.name)
     missing = expected.keys() - set(reader.specs)

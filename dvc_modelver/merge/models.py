@@ -18,6 +18,7 @@ from dvc_modelver.merge.output import Merged, make_table, new_file, synced
 from dvc_modelver.merge.result import Result
 from dvc_modelver.merge.sides import Opened, Side, open_sides
 from dvc_modelver.merge.threeway import Plan, plan
+from dvc_modelver.store.following import FollowingHasher
 from dvc_modelver.strategy import Rules
 
 __all__ = ["Merged", "Side", "merge_models"]
@@ -42,6 +43,9 @@ def merge_models(
         rules: What decides where both sides changed.
         progress: Called with the number of bytes read or written since the last call.
         meanwhile: Called in another thread with the complete file, not with a folder, while it is read back.
+
+    Returns:
+        What came of it; of a folder without `Merged.hashes`.
 
     Raises:
         BadModelError: A file is damaged, or was written while it was read.
@@ -76,18 +80,24 @@ def _merge_files(
             f"{output}: has the suffix of another format ({claimed}), expected one of {fmt}: that of ours",
             hint="give the output the suffix of ours",
         )
-    with new_file(output) as (file, temp):
-        job.write(file, progress)
+    with new_file(output) as (file, temp), FollowingHasher(temp) as hasher:
+
+        def told(n_bytes: int) -> None:
+            progress(n_bytes)
+            hasher.advance(n_bytes)
+
+        job.write(file, told if job.is_in_order else progress)
         file.flush()
+        hashes = hasher.finish()
         with (
             temp.open("rb", buffering=0) as stream,
             _open_again(stream, output, opened["ours"].side.name) as reader,
             synced([temp], lambda: meanwhile(temp)),
         ):
             expected = {spec: result.digests[spec.name] for spec in result.specs}
-            check_written(reader, expected, str(output), progress)
+            check_written(reader, expected, str(output), progress, n_threads=1)  # another one is busy with md5
             table = make_table(reader, {name: d.source for name, d in result.decisions.items()}, opened)
-    return Merged(decided, output, table, (*decided.notes, *result.notes))
+        return Merged(decided, output, table, (*decided.notes, *result.notes), hashes.result())
 
 
 def _open_again(stream: FileIO, output: Path, like: str) -> Reader:

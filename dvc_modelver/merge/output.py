@@ -17,6 +17,7 @@ from dvc_modelver.formats import Reader
 from dvc_modelver.merge.sides import Opened, SomeTensors
 from dvc_modelver.merge.threeway import Plan
 from dvc_modelver.metadata import TensorTable
+from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.objects import disk_error, sync_folder
 from dvc_modelver.store.temp import open_alone, permissions, remove
 from dvc_modelver.tensors import find_role
@@ -32,12 +33,14 @@ class Merged:
         table: The result's tensor table, with an empty md5: rows as the sides' tables have them, those of combined
             tensors made anew. None where there are conflicts, and where a side came without a table.
         notes: What the user should know: `Plan.notes`, and values that are not finite.
+        hashes: Of the file that was written; None for a folder.
     """
 
     plan: Plan
     output: Path | None = None
     table: TensorTable | None = None
     notes: tuple[str, ...] = ()
+    hashes: Hashes | None = None
 
 
 def make_table(

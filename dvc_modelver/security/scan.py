@@ -18,19 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats import catboost, gguf, safetensors, tensorflow, tflite, torch, xgboost
+from dvc_modelver.formats import safetensors
 from dvc_modelver.formats.base import Folder, LocalFolder, measure, quote
 from dvc_modelver.formats.impostors import START_BYTES, find_impostor
 from dvc_modelver.security.archives import has_end_of_zip, is_tar, iter_tar, iter_zip
 from dvc_modelver.security.configs import MAX_JSON_BYTES, scan_json, scan_template, scan_yaml
-from dvc_modelver.security.graphs import (
-    is_gguf,
-    scan_gguf,
-    scan_keras_metadata,
-    scan_onnx,
-    scan_saved_model,
-)
-from dvc_modelver.security.hdf5 import is_hdf5, scan_hdf5
 from dvc_modelver.security.npy import is_npy, iter_npy
 from dvc_modelver.security.parts import Budget, Decompress, Part, Unpacked, Window, find_compression
 from dvc_modelver.security.pickle_scan import PickleScan, looks_pickled, may_be_pickled
@@ -199,7 +191,18 @@ class _FileScan:
     def _scan_format(self, part: Part, head: bytes, name: str) -> bool:
         if safetensors.matches(part.open()):
             safetensors.SafetensorsReader(part.open(), part.name)
-        elif is_gguf(head):
+            return True
+        from dvc_modelver.formats import catboost, gguf, tensorflow, tflite, xgboost
+        from dvc_modelver.security.graphs import (
+            is_gguf,
+            scan_gguf,
+            scan_keras_metadata,
+            scan_onnx,
+            scan_saved_model,
+        )
+        from dvc_modelver.security.hdf5 import is_hdf5, scan_hdf5
+
+        if is_gguf(head):
             scan_gguf(part, self._findings)
             gguf.open_file(part.open(), part.name)
         elif is_hdf5(part.open()):
@@ -255,6 +258,8 @@ class _FileScan:
         else:
             scan.scan()
             if scan.is_legacy and part.n_bytes is not None:
+                from dvc_modelver.formats import torch
+
                 torch.open_file(part.open(), part.name)  # raises where raw values behind the pickles are missing
 
     def _follow(self, part: Part, is_loader: bool) -> None:

@@ -134,6 +134,20 @@ class Objects:
         with self._new_object(Path(name), 0) as temp:
             yield temp
 
+    @contextmanager
+    def copied_ahead(self, pid: int | None) -> Iterator[CopyAhead]:
+        """Give what copies a file at `new_path` for the work tree, while it is read anyhow; it costs no waiting later.
+
+        Args:
+            pid: The process that is about to put the object into the work tree, through others; None for none.
+        """
+        here = self._temp_here
+        if pid is None or here is None or {"hardlink", "symlink"} & set(self.settings.cache_types):
+            yield CopyAhead(None, None, 0)
+            return
+        with here.new_file() as temp:
+            yield CopyAhead(here, temp, pid)
+
     def adopt(self, made: Path, known: Hashes | None = None) -> Hashes:
         """Make an object of a complete file at `new_path`; it is moved, not copied.
 
@@ -301,9 +315,9 @@ class Objects:
     @contextmanager
     def _beside(self, target: Path) -> Iterator[Path]:
         """Give a temporary path on the target's file system: in ``.dvc/tmp``, which Git ignores, where that is."""
-        ours = self.settings.root / ".dvc"
-        if ours.is_dir() and ours.stat().st_dev == target.parent.stat().st_dev:
-            with TempFolder(ours / "tmp" / TEMP_FOLDER).new_file() as temp:
+        here = self._temp_here
+        if here is not None and (self.settings.root / ".dvc").stat().st_dev == target.parent.stat().st_dev:
+            with here.new_file() as temp:
                 yield temp
             return
         temp = target.with_name(f".{target.name[:80]}.modelver-{os.getpid()}-{time.monotonic_ns()}")
@@ -311,6 +325,11 @@ class Objects:
             yield temp
         finally:
             remove(temp)
+
+    @property
+    def _temp_here(self) -> TempFolder | None:
+        ours = self.settings.root / ".dvc"
+        return TempFolder(ours / "tmp" / TEMP_FOLDER) if ours.is_dir() else None
 
     def _place(self, kind: str, source: Path, temp: Path, oid: str, legacy: bool, progress: Progress | None) -> bool:
         try:
@@ -328,7 +347,9 @@ class Objects:
                 self.check(oid, legacy=legacy)
                 temp.chmod(0o666 & ~_umask())
             elif self._verified.knows(oid, source):
-                _copy_bytes(source, temp, progress)
+                here = self._temp_here
+                if here is None or not here.take_over(_ahead(oid), temp):
+                    _copy_bytes(source, temp, progress)
             else:
                 self._copy_verified(source, temp, None if legacy else oid, progress)
         except OSError as err:
@@ -418,15 +439,58 @@ class Objects:
         return True
 
 
+class CopyAhead:
+    """A copy of a file that is to be an object, for the work tree; none where there is no place for it.
+
+    Args:
+        folder: Where it waits.
+        temp: Where it is made.
+        pid: The process in whose lifetime it is wanted.
+    """
+
+    def __init__(self, folder: TempFolder | None, temp: Path | None, pid: int) -> None:
+        self._folder, self._temp, self._pid = folder, temp, pid
+
+    def copy(self, source: Path) -> None:
+        """Copy the complete file, if the disk has room for that and more."""
+        if self._temp is None or shutil.disk_usage(self._temp.parent).free < 2 * source.stat().st_size:
+            return
+        try:
+            _copy_bytes(source, self._temp, None)
+        except OSError:
+            self._temp.unlink(missing_ok=True)  # it only saves time
+
+    def keep(self, md5: str) -> None:
+        """Leave the copy for the one who puts the object `md5` into the work tree."""
+        if self._folder is not None and self._temp is not None and self._temp.is_file():
+            self._folder.hand_over(self._temp, _ahead(md5), self._pid)
+
+
+def _ahead(oid: str) -> str:
+    return f"ahead-{oid}"
+
+
 def _copy_bytes(source: Path, target: Path, progress: Progress | None) -> None:
     """Copy a file inside the kernel, or by reflink, and sync it."""
     if _reflink(source, target):
         return
     with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
-        while n := os.sendfile(new.fileno(), old.fileno(), None, COPY_BYTES):
+        for n in _iter_copied(old.fileno(), new.fileno()):
             if progress is not None:
                 progress(n)
         os.fsync(new.fileno())
+
+
+def _iter_copied(source: int, target: int) -> Iterator[int]:
+    """Copy from one descriptor to the end of the file of another one; give the number of bytes of each step."""
+    try:
+        while n := os.copy_file_range(source, target, COPY_BYTES):
+            yield n
+    except (OSError, AttributeError) as err:
+        if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+    while n := os.sendfile(target, source, None, COPY_BYTES):  # two file systems, or a kernel that cannot
+        yield n
 
 
 class _SyncedWriter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -30,11 +29,28 @@ class TempFolder:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self.sweep()
-        path = self._folder / f"{platform.node()}~{os.getpid()}~{time.monotonic_ns()}"
+        path = self._path_for(os.getpid(), str(time.monotonic_ns()))
         try:
             yield path
         finally:
             remove(path)
+
+    def hand_over(self, made: Path, name: str, pid: int) -> None:
+        """Leave a complete file at `new_file` for whoever asks for its name first, while process `pid` lives."""
+        made.replace(self._path_for(pid, name))
+
+    def take_over(self, name: str, target: Path) -> bool:
+        """Move the file that was left under a name; False where none was, or none that can be moved there."""
+        for found in self._folder.glob(f"{os.uname().nodename}~*~{name}"):
+            try:
+                found.replace(target)
+            except OSError:
+                continue
+            return True
+        return False
+
+    def _path_for(self, pid: int, name: str) -> Path:
+        return self._folder / f"{os.uname().nodename}~{pid}~{name}"
 
     def sweep(self) -> None:
         """Remove what processes left that are no more."""
@@ -103,7 +119,7 @@ def separate(path: Path) -> None:
 def _is_abandoned(path: Path) -> bool:
     host, _, rest = path.name.partition("~")
     pid = rest.partition("~")[0]
-    if host != platform.node() or not pid.isdigit():
+    if host != os.uname().nodename or not pid.isdigit():
         return time.time() - path.stat().st_mtime > STALE_S
     try:
         os.kill(int(pid), 0)

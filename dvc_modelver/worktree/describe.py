@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from dvc_modelver.diff.changes import Side
-from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, BadModelError, NotFoundError
 from dvc_modelver.formats import Folder, Reader, open_folder, open_reader
 from dvc_modelver.metadata import (
@@ -29,7 +27,6 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import gather_training
-from dvc_modelver.registry.backfill import read_backfilled_table
 from dvc_modelver.repository import CommitView, Repository, View
 from dvc_modelver.store.folders import hash_path
 from dvc_modelver.store.hashing import Hashes
@@ -268,6 +265,9 @@ def _measured_anew(known: KnownVersion, contents: Contents) -> KnownVersion:
 
 def describe_change(path: str, contents: Contents, parent: KnownVersion) -> ChangeFacts:
     """Compare a model's bytes with a version, from the tensor tables."""
+    from dvc_modelver.diff.changes import Side
+    from dvc_modelver.diff.compare import compare
+
     new = Side(path, "", contents.table, None, contents.hashes.md5, contents.format)
     old_table = TensorTable.parse(parent.table, table_path(path)) if parent.table is not None else None
     old = Side(path, "", old_table, parent.metadata, parent.metadata.md5, parent.metadata.model.format)
@@ -338,6 +338,8 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
     before = repo.backfill.by_object.get(path, {}).get(md5)
     if before is None:
         return None
+    from dvc_modelver.registry.backfill import read_backfilled_table
+
     return KnownVersion(before.metadata, read_backfilled_table(repo.objects, before.metadata))
 
 

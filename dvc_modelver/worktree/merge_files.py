@@ -272,22 +272,6 @@ def choose_version(merger: Merger, model: str, versions: Versions, *, command: s
     return whole if side and not outcome.undecided else Chosen(versions.ours, is_clean=False)
 
 
-def kept_ours(repo: Repository) -> dict[str, tuple[str | None, str | None, str | None]]:
-    """Give the files of a merge under way that were in conflict and were added as ours has them.
-
-    Returns:
-        path -> blob ids of base, ours and theirs.
-    """
-    if not any((repo.layout.git_dir / name).exists() for name in ("MERGE_HEAD", "CHERRY_PICK_HEAD", "rebase-merge")):
-        return {}
-    staged = repo.git.index_entries()
-    return {
-        path: oids
-        for path, oids in repo.git.unmerged(resolved=True).items()
-        if oids[1] is not None and oids[1] != oids[2] and staged.get(path, ("", ""))[1] == oids[1]
-    }
-
-
 def is_of_pipeline(repo: Repository, model: str) -> bool:
     """Whether a stage makes a model: what is merged is of neither run, so nothing is merged unless a rule says so."""
     if (repo.top / f"{model}.dvc").is_file():

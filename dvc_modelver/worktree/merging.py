@@ -30,7 +30,7 @@ from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.folders import is_folder_oid
-from dvc_modelver.store.hashing import Hashes, hash_file
+from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.store.temp import remove
 from dvc_modelver.strategy import Rules
@@ -117,10 +117,10 @@ class Merger:
         if known is not None:
             return known, False
         try:
-            made = self._compute(path, versions, rules)
+            made = self._compute(path, versions, rules, command)
         except ModelverError as err:
             made = Outcome(conflicts=(f"{err}", *((f"hint: {err.hint}",) if err.hint else ())))
-        self._write(key, made, command)
+        self._write(key, path, versions, made, command)
         return made, True
 
     # Kept outcomes
@@ -141,7 +141,7 @@ class Merger:
             return None
         return made if self.repo.cache(path).has(made.md5) else None
 
-    def _write(self, key: str, made: Outcome, command: str) -> None:
+    def _write(self, key: str, path: str, versions: Versions, made: Outcome, command: str) -> None:
         folder = self._folder / key
         folder.mkdir(parents=True, exist_ok=True)
         for old in self._folder.iterdir():
@@ -152,11 +152,12 @@ class Merger:
             if made.table is not None:
                 write_file(folder / "table", made.table)
         values = {name: value for name, value in asdict(made).items() if name not in ("metadata", "table")}
-        write_file(folder / "outcome", json.dumps({"command": command, "outcome": values}).encode())
+        question = {"command": command, "path": path, "versions": list(asdict(versions).values())}
+        write_file(folder / "outcome", json.dumps(question | {"outcome": values}).encode())
 
     # Merging
 
-    def _compute(self, path: str, versions: Versions, rules: Rules) -> Outcome:
+    def _compute(self, path: str, versions: Versions, rules: Rules, command: str) -> Outcome:
         from dvc_modelver.merge.models import merge_models
 
         found = find_anywhere(self.repo, {md5 for md5 in asdict(versions).values() if md5}, _other_heads())
@@ -169,18 +170,21 @@ class Merger:
         ours, theirs = sides["ours"], sides["theirs"]
         assert ours is not None
         assert theirs is not None
-        with cache.new_path(path) as target, ProgressLine(f"merging {path}") as progress:
-            hashed: list[Hashes] = []
+        with (
+            cache.new_path(path) as target,
+            cache.copied_ahead(int(command) if command.isdigit() else None) as ahead,
+            ProgressLine(f"merging {path}") as progress,
+        ):
             merged = merge_models(
-                sides["base"], ours, theirs, target, rules,
-                progress=progress, meanwhile=lambda file: hashed.append(hash_file(file)),
+                sides["base"], ours, theirs, target, rules, progress=progress, meanwhile=ahead.copy
             )  # fmt: skip
             if merged.output is None:
                 left = merged.plan.conflicts
                 return Outcome(
                     undecided=tuple(c.name for c in left), conflicts=tuple(f"{c.name}: {c.why}" for c in left)
                 )
-            hashes = cache.adopt(target, *hashed)
+            hashes = cache.adopt(target, merged.hashes)
+            ahead.keep(hashes.md5)
         return self._describe(path, versions, found, merged, hashes)
 
     def _bring(self, path: str, versions: Versions, found: dict[str, KnownVersion]) -> None:

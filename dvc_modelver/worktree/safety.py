@@ -71,13 +71,14 @@ def find_unsafe_raw(repo: Repository, changes: Iterable[Change], settings: Setti
     Returns:
         The dangerous ones, and a line for each that is too large to look at.
     """
+    candidates = [change for change in changes if is_raw_candidate(change)]
+    if not candidates or settings.refuse == "never":
+        return [], []
     from dvc_modelver.security.scan import scan_file
     from dvc_modelver.security.verdicts import Verdict
 
     found, left = [], []
-    for change in changes:
-        if not is_raw_candidate(change) or settings.refuse == "never":
-            continue
+    for change in candidates:
         size = repo.objects.blob_size(change.new_oid)
         if size > MAX_RAW_SCAN_BYTES:
             left.append(f"{change.path}: not scanned, {human_bytes(size)} in Git itself")

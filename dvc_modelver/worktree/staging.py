@@ -23,7 +23,7 @@ from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.worktree.departed import is_shared
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.law import Action
-from dvc_modelver.worktree.merge_files import kept_ours
+from dvc_modelver.worktree.resolved import kept_ours
 from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
 from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper, Say, Seen
@@ -81,8 +81,8 @@ class Stager:
             self._name_left_out()
         self.keeper.save()
         clear_gates(self.repo)
-        merging = merging or self.repo.git.find_commit("MERGE_HEAD") is not None
-        if found and not merging and not self.repo.git.staged_changes():
+        is_empty = bool(found) and not merging and not self.repo.git.staged_changes()
+        if is_empty and self.repo.git.find_commit("MERGE_HEAD") is None:
             raise RefusedError("nothing to commit: the models are those of HEAD again", hint="git reset -q")
         return self.tracker.staged
 

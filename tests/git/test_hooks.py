@@ -514,6 +514,32 @@ def test_no_hook_or_driver_starts_the_program_when_nothing_concerns_us(noted: Sa
         assert len(lines) <= 3, (command, lines)
 
 
+def test_the_program_starts_once_for_a_switch_and_once_a_step_of_a_merge(noted: Sandbox) -> None:
+    """What one hook of a Git command did, the next one does not look for again."""
+
+    def steps(*command: str) -> list[str]:
+        return [line.partition("start.py ")[2] for line in started(noted, *command) if "start.py" in line]
+
+    noted.git("switch", "-q", "-c", "side")
+    noted.train(MODEL, 2)
+    noted.git("commit", "-q", "-am", "two")
+    two = noted.md5(MODEL)
+    assert steps("git", "switch", "-q", "main") == ["hooks post-index-change 1 0"]
+    assert noted.md5(MODEL) != two
+    assert steps("git", "merge", "-q", "side") == ["hooks post-index-change 1 0"]
+    assert noted.md5(MODEL) == two
+    noted.git("reset", "-q", "--hard", "HEAD~1")
+    noted.write("code.py", "1\n")
+    noted.git("add", "code.py")
+    noted.git("commit", "-q", "-m", "code")
+    assert steps("git", "merge", "-q", "side", "-m", "merge") == [
+        "hooks post-index-change 1 0",
+        "hooks pre-merge-commit",
+    ]
+    assert noted.md5(MODEL) == two
+    assert noted.git("status", "--short") == ""
+
+
 def test_git_status_starts_one_process_for_a_hundred_models(noted: Sandbox) -> None:
     state = noted.path / ".git/modelver/state"
     header, row = state.read_text().splitlines()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -183,3 +185,59 @@ def test_a_folder_listing_is_read_and_checked(tmp_path: Path) -> None:
     c.path_of(oid).write_bytes(text)
     assert list(c.iter_folder(oid)) == [("a/b.txt", "a" * 32)]
     assert c.verify(oid)
+
+
+def make_object(c: Cache, tmp_path: Path, pid: int | None) -> str:
+    """Make an object as a merge does, with a copy for the work tree beside it."""
+    (tmp_path / ".dvc").mkdir(exist_ok=True)
+    with c.new_path("model.bin") as made, c.copied_ahead(pid) as ahead:
+        made.write_bytes(DATA)
+        ahead.copy(made)
+        md5 = c.adopt(made).md5
+        ahead.keep(md5)
+    return md5
+
+
+def copies(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / ".dvc").rglob("*ahead*") if path.is_file()]
+
+
+def test_a_copy_made_ahead_is_moved_into_place_once(tmp_path: Path) -> None:
+    c = cache(tmp_path, "copy")
+    md5 = make_object(c, tmp_path, os.getpid())
+    inode = copies(tmp_path)[0].stat().st_ino
+    for target in (tmp_path / "first", tmp_path / "second"):
+        c.materialise(md5, target)
+        assert target.read_bytes() == DATA
+        assert target.stat().st_mode & 0o777 == 0o644
+        assert (target.stat().st_ino == inode) == (target.name == "first")
+    assert copies(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["hardlink", "symlink", "copy"])
+def test_no_copy_is_made_ahead_where_none_is_wanted(tmp_path: Path, kind: str) -> None:
+    c = cache(tmp_path, kind)
+    make_object(c, tmp_path, None if kind == "copy" else os.getpid())
+    assert copies(tmp_path) == []
+
+
+def test_a_copy_made_ahead_never_takes_the_last_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = cache(tmp_path, "copy")
+    usage = SimpleNamespace(free=2 * len(DATA) - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
+    make_object(c, tmp_path, os.getpid())
+    assert copies(tmp_path) == []
+    usage.free += 1
+    make_object(c, tmp_path, os.getpid())
+    assert len(copies(tmp_path)) == 1
+
+
+def test_a_copy_ahead_that_fails_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    c = cache(tmp_path, "copy")
+    monkeypatch.setattr(os, "copy_file_range", full)
+    md5 = make_object(c, tmp_path, os.getpid())
+    assert c.has(md5)
+    assert copies(tmp_path) == []
