@@ -141,6 +141,15 @@ def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
     return Settings(**values, unknown=tuple(unknown))
 
 
+def unknown_hint(name: str) -> str:
+    """Give a hint for an unknown setting: the nearest that there is."""
+    import difflib
+
+    known = [".".join(place) for place in _PLACES] + ["merge.strategy", "merge.rule", "policy"]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}? edit {SETTINGS_FILE}" if close else f"edit {SETTINGS_FILE}"
+
+
 def _checked(value: Any, kind: str, where: str) -> Any:
     if kind.startswith("tuple"):
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):

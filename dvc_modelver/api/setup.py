@@ -19,7 +19,7 @@ from dvc_modelver.git.porcelain import Git
 from dvc_modelver.registry.notes import PATTERN
 from dvc_modelver.repository import Repository
 from dvc_modelver.resources import PROBE, START, read_template
-from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE
+from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE, unknown_hint
 from dvc_modelver.store.dvcconfig import find_dvc_root
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.temp import remove
@@ -485,7 +485,7 @@ def _check_settings(repo: Repository) -> list[Finding]:
             f"unknown setting {name}",
             file,
             "a mistyped name does nothing",
-            f"edit {SETTINGS_FILE}",
+            unknown_hint(name),
         )
         for name in settings.unknown
     ]

@@ -32,14 +32,11 @@ def main(argv: list[str]) -> int:
     try:
         _HOOKS[name](Repository.open(), args)
     except ModelverError as err:
-        say_error(err)
-        return err.exit_code
+        return _stop(name, err)
     except KeyboardInterrupt:
         return 130
     except OSError as err:
-        failed = environment_error(err)
-        say_error(failed)
-        return failed.exit_code
+        return _stop(name, environment_error(err))
     except Exception as err:
         from dvc_modelver.report import report_bug
 
@@ -47,6 +44,14 @@ def main(argv: list[str]) -> int:
         say(f"hint: MODELVER_SKIP=1 git ... runs one command without modelver ({name} failed)")
         return 3
     return 0
+
+
+def _stop(name: str, err: ModelverError) -> int:
+    """Say what went wrong, and what Git, which says nothing of it, does not do now."""
+    say_error(err)
+    if name in _STOPPED:
+        say(f"nothing was {_STOPPED[name]}")
+    return err.exit_code
 
 
 def _is_commit(pid: str) -> bool:
@@ -205,6 +210,8 @@ def _send_notes(repo: Repository, remote: str, pushed: set[str]) -> None:
         say(f"warning: evaluations and other notes stay here: {err}" + (f"\nhint: {err.hint}" if err.hint else ""))
 
 
+_STOPPED = {"pre-commit": "committed", "pre-merge-commit": "committed", "pre-push": "pushed"}
+"""Hooks whose exit code stops the Git command."""
 _HOOKS: dict[str, Callable[[Repository, list[str]], None]] = {
     "fsmonitor": _fsmonitor,
     "pre-commit": _pre_commit,

@@ -15,7 +15,7 @@ from dvc_modelver.git.porcelain import ZERO_OID, Change
 from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_path
 from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import IndexView, Repository, is_pointer_file
-from dvc_modelver.settings import GATE_SUFFIXES, WEIGHT_SUFFIXES
+from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE, WEIGHT_SUFFIXES, unknown_hint
 from dvc_modelver.store.folders import is_folder_oid
 from dvc_modelver.store.gate import MAX_GATE_BYTES, GatePointer, find_gate, is_raw_weights
 from dvc_modelver.store.hashing import Hashes
@@ -69,6 +69,7 @@ class Stager:
         changes = self.repo.git.staged_changes()
         self._name_raw(changes)
         view = self.repo.index()
+        self._name_unknown_settings(changes, view)
         pointers = {p.path: p for p in self.repo.pointers(view)}
         for path in self._affected(changes, pointers, view):
             self._complete_one(path, pointers.get(path), {c.path for c in changes}, view)
@@ -110,6 +111,12 @@ class Stager:
                     folders.add(folder)
                     into_dvc = f"modelver add {word(folder)} makes the folder one model, in DVC"
                 self.keeper.say(f"{change.path}: {human_bytes(size)} of weights go into Git itself\nhint: {into_dvc}")
+
+    def _name_unknown_settings(self, changes: Iterable[Change], view: IndexView) -> None:
+        """Name settings that this commit brings and that do nothing."""
+        if any(change.path == SETTINGS_FILE and change.status != "D" for change in changes):
+            for name in self.repo.settings_in(view).unknown:
+                self.keeper.say(f"{SETTINGS_FILE}: unknown setting {name} does nothing\nhint: {unknown_hint(name)}")
 
     def _find_gated(self, changes: Iterable[Change]) -> Iterator[tuple[str, GatePointer]]:
         attributes = self.repo.git.attributes([c.path for c in changes], "filter")

@@ -199,3 +199,19 @@ def test_add_show_and_diff_say_what_the_file_is(sandbox: Sandbox, name: str) -> 
     assert "an HTML page, expected weights" in sandbox.modelver("show", name, ok=False)
     Path(sandbox.path / name).write_bytes(b"")
     assert "an empty file, expected weights" in sandbox.modelver("show", name, ok=False)
+
+
+def test_settings_that_cannot_be_read_stop_a_commit_that_has_models(sandbox: Sandbox) -> None:
+    settings = sandbox.path / ".modelver.toml"
+    settings.write_text("[security\nrefuse = 1\n")
+    sandbox.train(MODEL, 1)
+    said = sandbox.git("add", ".", ok=False) + sandbox.git("commit", "-m", "one", ok=False)
+    assert ".modelver.toml: not TOML" in said
+    assert "hint: edit .modelver.toml" in said
+    assert "modelver: nothing was committed\n" in said
+    settings.write_text('[security]\nrefused = "never"\n[zebra]\nx = 1\n')
+    sandbox.git("add", ".")
+    said = sandbox.git("commit", "-m", "one", ok=False)
+    assert "unknown setting security.refused does nothing\nmodelver: hint: did you mean security.refuse?" in said
+    assert "unknown setting zebra.x does nothing\nmodelver: hint: edit .modelver.toml" in said
+    assert sandbox.git("log", "-1", "--format=%s").strip() == "one"
