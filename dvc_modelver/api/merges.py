@@ -14,6 +14,7 @@ from dvc_modelver.progress import ProgressLine
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.folders import folder_bytes
 from dvc_modelver.strategy import Rules, parse_strategy
+from dvc_modelver.worktree.destination import keep_weights
 from dvc_modelver.worktree.state import is_special
 
 __all__ = ["Merged", "merge_file"]
@@ -32,7 +33,8 @@ def merge_file(
         base: The common ancestor; ``/dev/null`` where there is none.
         ours: The side that is merged into; the result has its format.
         theirs: The side that is merged.
-        output: Where the result goes, a file that is there is replaced. It is not written where there are conflicts.
+        output: Where the result goes, a file that is there is replaced (the weights of a tracked model are in the cache
+            before). It is not written where there are conflicts.
         strategy: ``NAME`` or ``NAME:PARAMETER=VALUE,...`` for tensors that no rule matches.
         tensors: Rules ``PATTERN=STRATEGY``; of those that match a name the last wins.
 
@@ -54,6 +56,7 @@ def merge_file(
     tensors = tuple(tensors)  # read twice
     rules = _find_rules(paths["ours"], strategy, tensors)
     sides = {key: Side(str(path), path) for key, path in paths.items()}
+    keep_weights(Path(output))
     total = sum(map(folder_bytes, paths.values())) + 2 * folder_bytes(paths["ours"])
     with ProgressLine("merging", total) as progress:
         done = merge_models(sides.get("base"), sides["ours"], sides["theirs"], Path(output), rules, progress=progress)

@@ -15,6 +15,7 @@ from dvc_modelver.registry.history import Version, iter_versions
 from dvc_modelver.repository import Repository
 from dvc_modelver.store.pointers import Pointer, read_lock_stage, replace_lock_stage, write_pointer
 from dvc_modelver.transfer import Wanted, fetch
+from dvc_modelver.worktree.destination import keep_weights
 from dvc_modelver.worktree.state import is_special, locked
 from dvc_modelver.worktree.sync import Keeper, path_in_file, read_pointer_text, write_if_changed
 from dvc_modelver.worktree.track import Tracker
@@ -238,9 +239,7 @@ def load(
     have_object(repo, pointer, say)
     cache = repo.cache(pointer.path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    inside = repo.repo_path(target)
-    if inside in {p.path for p in repo.pointers(repo.work_tree)} and target.exists():
-        repo.cache(inside or "").store_path(target, link=False)  # a model's own place: what is there is kept
+    keep_weights(target)
     cache.copy_out(pointer.md5 or "", target, legacy=pointer.legacy)
     return target
 

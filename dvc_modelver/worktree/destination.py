@@ -31,6 +31,19 @@ def write_output(path: Path, content: bytes) -> None:
     write_file(Path(os.path.realpath(path)), content)
 
 
+def keep_weights(path: Path) -> None:
+    """Put the weights that a result is about to replace into the cache, where `path` is a model's own place."""
+    if not path.exists():
+        return
+    try:
+        repo = Repository(find_layout(Path(os.path.abspath(path)).parent))
+    except UsageError:  # in no work tree
+        return
+    inside = repo.repo_path(path)
+    if inside is not None and inside in {pointer.path for pointer in repo.pointers(repo.work_tree)}:
+        repo.cache(inside).store_path(path, link=False)
+
+
 def check_destination(path: Path) -> None:
     """Refuse a path at which weights or other data of DVC lie (or belong), or a file that describes them.
 

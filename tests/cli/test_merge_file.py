@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,18 @@ def test_names_in_a_file_cannot_steer_the_terminal(box: Sandbox) -> None:
         save_file({"\x1b[31mred": np.full(3, i, np.float32)}, box.path / f"{name}.safetensors")
     done = box.run("modelver", "merge-file", *FILES, ok=False)
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_weights_of_a_tracked_model_are_in_the_cache_before_they_are_replaced(sandbox: Sandbox) -> None:
+    model = "models/net.safetensors"
+    first = sandbox.train(model, 1)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    shutil.copy(sandbox.path / model, sandbox.path.parent / "base")
+    sandbox.train("../theirs", 2)
+    retrained = sandbox.train(model, 3)
+    assert not sandbox.cached(retrained)
+    sandbox.modelver("merge-file", "../base", "../base", "../theirs", "-o", model)
+    assert sandbox.md5(model) not in (first, retrained)
+    assert sandbox.cached(retrained)
+    assert f"{model}.modelver.json" in sandbox.git("status", "--short")
