@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_modelver.api.elsewhere import open_repository
-from dvc_modelver.api.select import check_described, select
+from dvc_modelver.api.select import select, warn_of_others
 from dvc_modelver.api.setup import hidden_models
 from dvc_modelver.checks import Problem, check_commits, check_tip, parents_of
 from dvc_modelver.errors import NotFoundError, UsageError, word
@@ -252,10 +252,7 @@ def show(
     """
     opened = open_repository(repo, folder, say)
     chosen = select(opened, reference)
-    try:
-        check_described(opened, chosen, max_bytes=opened.settings.describe_max_bytes)
-    except UsageError as err:
-        say(f"warning: {err}\nhint: {err.hint}")
+    warn_of_others(opened, chosen, say)
     view = opened.at(chosen.commit) if chosen.commit else opened.work_tree
     entry = read_artifacts(opened.work_tree.read, "").get(chosen.model.name, {})
     history = ModelHistory(opened.git, opened.objects, chosen.model.path)

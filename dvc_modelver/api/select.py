@@ -17,7 +17,7 @@ from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.state import read_state
-from dvc_modelver.worktree.sync import see
+from dvc_modelver.worktree.sync import Say, see
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,14 @@ def check_described(repo: Repository, chosen: Selected, *, max_bytes: int | None
         f"{metadata.version.number} ({metadata.md5[:8]})",
         hint=f"{way} brings them together; {word(known)} names the version that is described",
     )
+
+
+def warn_of_others(repo: Repository, chosen: Selected, say: Say) -> None:
+    """Say it where the weights on disk are others than the version that was chosen; see `check_described`."""
+    try:
+        check_described(repo, chosen, max_bytes=repo.settings.describe_max_bytes)
+    except UsageError as err:
+        say(f"warning: {err}\nhint: {err.hint}")
 
 
 def _pointer_at(repo: Repository, commit: str, path: str) -> Pointer:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dvc_modelver.api.compare import selected_side
 from dvc_modelver.api.elsewhere import open_repository
 from dvc_modelver.api.history import labels_of
-from dvc_modelver.api.select import Selected, select, split_reference
+from dvc_modelver.api.select import Selected, select, split_reference, warn_of_others
 from dvc_modelver.diff.changes import ModelDiff, Side
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import BadMetadataError, UsageError, word
@@ -67,6 +67,8 @@ def compare_versions(
         is_bare = _BARE.fullmatch(text) is not None
         name = picked[0].model.name
         picked.append(select(opened, f"{name}{'' if text[0] in '@#' else '@'}{text}" if is_bare else text))
+    for one in picked:
+        warn_of_others(opened, one, say)
     labels = {path: _labels(opened, path, name) for path, name in {(p.model.path, p.model.name) for p in picked}}
     evaluations = read_evaluations(opened.objects, [p.metadata.md5 for p in picked], skip=say)
     first = selected_side(opened, picked[0])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dvc_modelver.api.compare import selected_side
 from dvc_modelver.api.elsewhere import check_tags
-from dvc_modelver.api.select import Selected, select
+from dvc_modelver.api.select import Selected, select, warn_of_others
 from dvc_modelver.diff.changes import ModelDiff
 from dvc_modelver.diff.classify import is_widened
 from dvc_modelver.diff.compare import compare
@@ -89,6 +90,9 @@ def tag(
     check_name(model.name)
     if model.metadata is None:
         raise NotFoundError(f"{rev}: has no metadata of {model.path}", hint=f"modelver add {word(model.path)}")
+    if rev == "HEAD":
+        with suppress(NotFoundError):  # removed from the work tree since
+            warn_of_others(repo, select(repo, model.path), say)
     remote = remote_to_push_to(repo) if push else ""
     if push:
         fetch_tags(repo.git, remote)

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dvc_modelver.api.select import Selected, find_known, find_past, reference_to, select, split_reference
+from dvc_modelver.api.select import (
+    Selected,
+    find_known,
+    find_past,
+    reference_to,
+    select,
+    split_reference,
+    warn_of_others,
+)
 from dvc_modelver.errors import NotFoundError, ObjectMissing, UsageError, word
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
 from dvc_modelver.pipeline import flatten
@@ -227,7 +235,9 @@ def load(
     repo = Repository.open(folder)
     target = Path(output)
     try:
-        pointer = select(repo, reference).pointer
+        chosen = select(repo, reference)
+        warn_of_others(repo, chosen, say)
+        pointer = chosen.pointer
     except NotFoundError:
         pointer = _loose_object(repo, reference)
     if target.is_dir() and not (pointer.is_folder and repo.repo_path(target) == pointer.path):

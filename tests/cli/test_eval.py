@@ -103,7 +103,13 @@ def test_weights_that_nobody_described_are_not_taken_for_the_version_before(box:
         assert said.startswith(f"modelver: error: {MODEL}: {found}"), said
         assert f"modelver add {MODEL}" in said
     assert not (tmp_path / "out").exists()
-    assert f"warning: {MODEL}: the weights on disk are {second[:8]}" in box.modelver("show", "net", ok=False)
+    for command in (
+        ["show", "net"],
+        ["load", "net", "-o", str(tmp_path)],
+        ["compare", "net", "net@1"],
+        ["tag", "net", "v1.0.0"],
+    ):
+        assert f"warning: {MODEL}: the weights on disk are {second[:8]}" in box.modelver(*command, ok=False), command
     assert record(box, f"net@{first[:8]}", "--metric", "acc=0.1")["md5"] == first
     box.git("status")
     assert record(box, "net", "--metric", "acc=0.2")["md5"] == second
