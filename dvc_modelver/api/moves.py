@@ -89,46 +89,58 @@ def _move_metadata(repo: Repository, model: TrackedModel, path: str) -> None:
             (repo.top / name).unlink(missing_ok=True)
 
 
-def rm(path: str | Path, *, cached: bool = False, say: Say = lambda _line: None, folder: Path | None = None) -> str:
-    """Stop tracking a model and delete it with its files; the removal is staged, the object stays in the cache.
+def rm(
+    *paths: str | Path, cached: bool = False, say: Say = lambda _line: None, folder: Path | None = None
+) -> list[str]:
+    """Stop tracking models and delete them with their files; that is staged, the objects stay in the cache.
 
     Args:
-        path: The model, by name or path.
-        cached: Leave the weights on disk, as an untracked file.
+        paths: The models, by name or path; where one cannot be removed, none is.
+        cached: Leave the weights on disk, as untracked files.
         say: Takes lines for the user.
         folder: Anywhere in the work tree.
 
     Returns:
-        The path removed.
+        The paths removed.
 
     Raises:
-        UsageError: A pipeline makes the model, or the weights to leave are not on disk.
+        NotFoundError: No such model.
+        UsageError: A pipeline makes one, or the weights to leave are not on disk.
     """
     repo = Repository.open(folder)
-    model = repo.find_model(repo.work_tree, str(path))
+    with locked(repo.layout.state_dir):
+        keeper = Keeper(repo, say)
+        models = {model.path: model for model in (repo.find_model(repo.work_tree, str(path)) for path in paths)}
+        for model in models.values():
+            _check_removable(repo, model, cached=cached)
+        for model in models.values():
+            _remove(keeper, model, cached=cached)
+    return list(models)
+
+
+def _check_removable(repo: Repository, model: TrackedModel, *, cached: bool) -> None:
     if model.pointer.kind == "lock":
         raise UsageError(
             f"{model.path}: an output of stage {model.pointer.stage!r}; remove the stage instead",
             hint=f"dvc remove {model.pointer.stage}",
         )
-    with locked(repo.layout.state_dir):
-        keeper = Keeper(repo, say)
-        tracker = Tracker(keeper)
-        file = repo.top / model.path
-        if cached and not file.exists():
-            raise UsageError(f"{model.path}: not on disk, expected weights", hint=f"modelver rm {word(model.path)}")
-        if cached:
-            separate(file)
-        elif file.exists():
-            hashes = repo.cache(model.path).store_path(file, link=False)
-            if hashes.md5 != model.pointer.md5:
-                say(f"{model.path}: these weights were in no version; kept in the cache as {hashes.md5}")
-        files = [model.pointer.file, metadata_path(model.path), table_path(model.path)]
-        staged = repo.git.index_entries(*files)
-        repo.git.stage_blobs({name: None for name in files if name in staged})
-        for name in files if cached else [*files, model.path]:
-            remove(repo.top / name)
-        tracker.unstage_ignore_line(model.path)
-        keeper.state.rows.pop(model.path, None)
-        keeper.save()
-    return model.path
+    if cached and not (repo.top / model.path).exists():
+        raise UsageError(f"{model.path}: not on disk, expected weights", hint=f"modelver rm {word(model.path)}")
+
+
+def _remove(keeper: Keeper, model: TrackedModel, *, cached: bool) -> None:
+    repo, file = keeper.repo, keeper.repo.top / model.path
+    if cached:
+        separate(file)
+    elif file.exists():
+        hashes = repo.cache(model.path).store_path(file, link=False)
+        if hashes.md5 != model.pointer.md5:
+            keeper.say(f"{model.path}: these weights were in no version; kept in the cache as {hashes.md5}")
+    files = [model.pointer.file, metadata_path(model.path), table_path(model.path)]
+    staged = repo.git.index_entries(*files)
+    repo.git.stage_blobs({name: None for name in files if name in staged})
+    for name in files if cached else [*files, model.path]:
+        remove(repo.top / name)
+    Tracker(keeper).unstage_ignore_line(model.path)
+    keeper.state.rows.pop(model.path, None)
+    keeper.save()

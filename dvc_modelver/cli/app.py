@@ -290,7 +290,7 @@ def rm(
     json: JsonFlag = False,
 ) -> None:
     """Delete models with their pointer, metadata and ignore line; the weights stay in the cache."""
-    gone = [api.rm(path, cached=cached, say=say) for path in paths]
+    gone = api.rm(*paths, cached=cached, say=say)
     end = "not tracked any more; the file stays" if cached else "removed; staged, git commit keeps it"
     emit_json({"removed": gone}) if json else emit_lines([f"{path}: {end}" for path in gone])
 

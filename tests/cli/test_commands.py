@@ -233,6 +233,8 @@ def test_mv_and_rm_take_everything_along(three: Sandbox) -> None:
     three.git("commit", "-q", "-m", "moved")
     assert three.git("status", "--porcelain") == ""
     assert "up to date" in three.dvc("status")
+    assert "no such model" in three.modelver("rm", "final/best.safetensors", "missing", ok=False)
+    assert three.git("status", "--porcelain") == "", "none is removed where one cannot be"
     three.modelver("rm", "final/best.safetensors")
     three.git("commit", "-q", "-m", "removed")
     assert not (three.path / "final/best.safetensors").exists()
