@@ -9,9 +9,10 @@ from functools import partial
 from dvc_modelver.errors import BadMetadataError, word
 from dvc_modelver.metadata import find_model_path, metadata_path, table_path
 from dvc_modelver.progress import human_bytes
-from dvc_modelver.repository import CommitView, Repository, is_pointer_file
+from dvc_modelver.repository import Repository, is_pointer_file
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate, is_raw_weights
 from dvc_modelver.store.pointers import Pointer
+from dvc_modelver.views import CommitView
 
 _Add = Callable[[str, str, str], None]
 

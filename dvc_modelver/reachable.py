@@ -16,9 +16,10 @@ from pathlib import Path
 from dvc_modelver.errors import UsageError
 from dvc_modelver.git.porcelain import Git
 from dvc_modelver.metadata import METADATA_SUFFIX
-from dvc_modelver.repository import CommitView, Repository, is_pointer_file
+from dvc_modelver.repository import Repository, is_pointer_file
 from dvc_modelver.settings import GATE_SUFFIXES
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
+from dvc_modelver.views import CommitView
 
 MAX_NAMING_BYTES = 1 << 20
 """A larger blob is not looked into for objects that nothing needs."""

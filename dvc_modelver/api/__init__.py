@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dvc_modelver.api.ancestry import lineage
+    from dvc_modelver.api.best import best
+    from dvc_modelver.api.bisection import bisect
     from dvc_modelver.api.compare import diff
     from dvc_modelver.api.conflicts import merge
+    from dvc_modelver.api.doctor import doctor
     from dvc_modelver.api.evaluations import evaluate
     from dvc_modelver.api.exchange import card, export, import_model
     from dvc_modelver.api.fsck import fsck
     from dvc_modelver.api.gc import gc
-    from dvc_modelver.api.history import best, bisect, list_models, list_versions, log
+    from dvc_modelver.api.history import list_models, list_versions, log
     from dvc_modelver.api.holders import stages
     from dvc_modelver.api.index import index
     from dvc_modelver.api.inspect import check, describe_file, show, status
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from dvc_modelver.api.moves import mv, rm
     from dvc_modelver.api.nearest import similar
     from dvc_modelver.api.scan import scan
-    from dvc_modelver.api.setup import doctor, init, install, uninstall
+    from dvc_modelver.api.setup import init, install, uninstall
     from dvc_modelver.api.stages import check_stage_of, demote, promote, rollback_stage
     from dvc_modelver.api.tables import blame, compare_versions
     from dvc_modelver.api.tags import tag
@@ -80,22 +83,25 @@ __all__ = [
 
 _ROOMS = {
     "ancestry": ("lineage",),
+    "best": ("best",),
+    "bisection": ("bisect",),
     "compare": ("diff",),
     "conflicts": ("merge",),
+    "doctor": ("doctor",),
     "evaluations": ("evaluate",),
     "exchange": ("card", "export", "import_model"),
     "fsck": ("fsck",),
+    "gc": ("gc",),
+    "history": ("list_models", "list_versions", "log"),
     "holders": ("stages",),
     "index": ("index",),
-    "gc": ("gc",),
-    "history": ("best", "bisect", "list_models", "list_versions", "log"),
     "inspect": ("check", "describe_file", "show", "status"),
     "merges": ("merge_file",),
     "migrate": ("migrate",),
     "moves": ("mv", "rm"),
     "nearest": ("similar",),
     "scan": ("scan",),
-    "setup": ("doctor", "init", "install", "uninstall"),
+    "setup": ("init", "install", "uninstall"),
     "stages": ("check_stage_of", "demote", "promote", "rollback_stage"),
     "tables": ("blame", "compare_versions"),
     "tags": ("tag",),

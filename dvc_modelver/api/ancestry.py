@@ -24,7 +24,8 @@ from dvc_modelver.registry.graph import Key, reversed_edges
 from dvc_modelver.registry.history import Version
 from dvc_modelver.registry.lineage import Ancestor, Lineage, Recorded, read_lineage
 from dvc_modelver.registry.tags import read_tags
-from dvc_modelver.repository import Repository, View
+from dvc_modelver.repository import Repository
+from dvc_modelver.views import View
 
 MAX_ROWS = 20_000
 """Tensors that are compared to answer one question; what is left then is counted."""

@@ -20,16 +20,17 @@ from dvc_modelver.formats import LocalFolder, Reader, open_folder, open_reader
 from dvc_modelver.metadata import TensorTable
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.progress import ProgressLine
-from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
+from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.cache import ObjectFolder
 from dvc_modelver.store.folders import folder_bytes, is_folder_oid, iter_files, parse_listing
 from dvc_modelver.store.objects import MAX_LISTING_BYTES
 from dvc_modelver.store.remotes import Remote
 from dvc_modelver.tensors import TensorSpec
+from dvc_modelver.views import CommitView, View
 from dvc_modelver.worktree.describe import OPAQUE, Contents, read_contents
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.look import look
 from dvc_modelver.worktree.state import read_state, stamp_of
-from dvc_modelver.worktree.sync import look
 
 
 def diff(

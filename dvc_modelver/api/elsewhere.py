@@ -14,7 +14,8 @@ from dvc_modelver.git.objects import ObjectReader
 from dvc_modelver.git.porcelain import Git
 from dvc_modelver.metadata import METADATA_SUFFIX
 from dvc_modelver.registry.sharing import find_remote, remote_tags
-from dvc_modelver.repository import Repository, View, is_pointer_file
+from dvc_modelver.repository import Repository, is_pointer_file
+from dvc_modelver.views import View
 
 Say = Callable[[str], None]
 

@@ -14,24 +14,18 @@ from dvc_modelver.errors import BadMetadataError, BadModelError, EnvironmentFail
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.policy import Policy
 from dvc_modelver.registry.evaluations import Measured, measured_metrics, read_evaluations
-from dvc_modelver.registry.policy import (
-    Check,
-    check_branches,
-    check_cosine,
-    check_known,
-    check_metric,
-    check_required,
-)
-from dvc_modelver.repository import CommitView, Repository
+from dvc_modelver.registry.policy import Check, check_branches, check_cosine, check_known, check_metric, check_required
+from dvc_modelver.repository import Repository
 from dvc_modelver.security.scan import scan_file, scan_folder
 from dvc_modelver.security.verdicts import Verdict
 from dvc_modelver.settings import Settings
 from dvc_modelver.store.folders import is_folder_oid
 from dvc_modelver.transfer import Wanted, missing_on_remote
+from dvc_modelver.views import CommitView
 from dvc_modelver.worktree.agreement import find_contradictions
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.look import look
 from dvc_modelver.worktree.state import read_state
-from dvc_modelver.worktree.sync import look
 
 Say = Callable[[str], None]
 

@@ -21,7 +21,7 @@ from dvc_modelver.errors import (
 )
 from dvc_modelver.metadata import METADATA_SUFFIX, find_model_path
 from dvc_modelver.progress import ProgressLine
-from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
+from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.cache import Cache
 from dvc_modelver.store.dvcconfig import find_dvc_root
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
@@ -31,6 +31,7 @@ from dvc_modelver.store.lock import held
 from dvc_modelver.store.objects import MAX_LISTING_BYTES
 from dvc_modelver.store.remotes import Remote
 from dvc_modelver.transfer import Wanted, all_tips, objects_of_commits
+from dvc_modelver.views import CommitView, View
 from dvc_modelver.worktree.agreement import find_contradictions
 
 Say = Callable[[str], None]

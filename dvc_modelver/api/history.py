@@ -1,22 +1,19 @@
-"""log, list, best, bisect: what history has recorded of versions."""
+"""log, list: what history has recorded of versions."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dvc_modelver.api.elsewhere import open_repository
 from dvc_modelver.api.select import find_known, find_past
-from dvc_modelver.errors import NotFoundError, UsageError, word
+from dvc_modelver.errors import NotFoundError
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.pipeline import flatten
 from dvc_modelver.registry.evaluations import Measured, is_metric, measured_metrics, read_evaluations
 from dvc_modelver.registry.history import ModelHistory, Version, iter_histories
-from dvc_modelver.registry.metrics import find_direction
 from dvc_modelver.registry.tags import ModelTag, read_tags, stage_holder, version_key, versions_of
 from dvc_modelver.registry.where import Facts, Value, check_known, check_name, check_names, parse_where
 from dvc_modelver.repository import Repository
@@ -341,191 +338,3 @@ def _label(history: ModelHistory, holder: ModelTag, versions: Iterable[ModelTag]
         return str(history.at(holder.commit, holder.tag).number)
     except NotFoundError:
         return holder.commit[:8]
-
-
-@dataclass(frozen=True)
-class Best:
-    """The answer of ``best``.
-
-    Attributes:
-        direction: ``min`` or ``max``.
-        is_guessed: Whether it was taken from the metric's name.
-        versions: Those with the best value, newest first; several where they tie.
-        with_value: How many versions have the metric.
-        without: How many do not, or have no finite number.
-    """
-
-    name: str
-    metric: str
-    direction: str
-    is_guessed: bool
-    value: float
-    versions: tuple[LoggedVersion, ...]
-    with_value: int
-    without: int
-
-
-def best(
-    reference: str,
-    metric: str,
-    *,
-    direction: str | None = None,
-    where: str | None = None,
-    everywhere: bool = False,
-    repo: str | None = None,
-    say: Say = lambda _line: None,
-    folder: Path | None = None,
-) -> Best:
-    """Give the version of a model with the best value of a metric.
-
-    Args:
-        reference: Name or path.
-        metric: Its name.
-        direction: ``min`` or ``max``; by the metric's name when not given.
-        where: Only versions that fit; see `log`.
-        everywhere: All refs rather than HEAD's history.
-        repo: Another repository, by URL or path.
-        say: Takes lines for the user.
-        folder: Anywhere in the work tree.
-
-    Raises:
-        NotFoundError: No such model, or no version has the metric.
-        UsageError: The metric's name does not say which way is better.
-    """
-    found = log(reference, where=where, everywhere=everywhere, repo=repo, say=say, folder=folder)
-    metric = _known_metric(metric, found, reference)
-    taken = direction or find_direction(metric)
-    if taken is None:
-        raise UsageError(
-            f"{metric}: its name does not say whether more is better, expected --min or --max",
-            hint=f"modelver best {word(reference)} --metric {word(metric)} --max",
-        )
-    values = [(value, one) for one in found if (value := one.metric(metric)) is not None]
-    top = (min if taken == "min" else max)(value for value, _ in values)
-    return Best(
-        name=found[0].name, metric=metric, direction=taken, is_guessed=direction is None, value=top,
-        versions=tuple(one for value, one in values if value == top),
-        with_value=len(values), without=len(found) - len(values),
-    )  # fmt: skip
-
-
-def _known_metric(metric: str, found: Sequence[LoggedVersion], reference: str) -> str:
-    """Give a metric's name as versions have it; ``metrics.`` in front may be left out or not.
-
-    Raises:
-        NotFoundError: No version has a number under that name.
-    """
-    known = sorted({name for one in found for name in one.measured if one.metric(name) is not None})
-    if metric not in known and metric.removeprefix("metrics.") in known:
-        return metric.removeprefix("metrics.")
-    if metric in known:
-        return metric
-    close = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
-    listed = f"known: {', '.join(known[:8])}" if known else f"modelver eval {word(reference)} adds results"
-    n_versions = f"{len(found)} version{'s' * (len(found) != 1)}"
-    raise NotFoundError(
-        f"{reference}: none of {n_versions} has the metric {metric}",
-        hint=f"did you mean {close[0]}?" if close else listed,
-    )
-
-
-@dataclass(frozen=True)
-class Bisected:
-    """The answer of ``bisect``: versions along one line of history, oldest first.
-
-    Attributes:
-        bad: The first version whose value is beyond the limit after one whose value was not; where none was good, the
-            first of all. None where there is none.
-        good: The last one before it with a value that is good.
-        between: Versions between the two, which have no value.
-        again: The first one after `bad` that is good again; None where there is none.
-        early: Those before the first good one, which are beyond the limit as well.
-        line: All versions that were looked at.
-        without: Those without a value.
-    """
-
-    name: str
-    metric: str
-    bad: LoggedVersion | None
-    good: LoggedVersion | None
-    between: tuple[LoggedVersion, ...]
-    again: LoggedVersion | None
-    early: tuple[LoggedVersion, ...]
-    line: tuple[LoggedVersion, ...]
-    without: tuple[LoggedVersion, ...]
-
-
-def bisect(
-    reference: str,
-    metric: str,
-    *,
-    below: float | None = None,
-    above: float | None = None,
-    say: Say = lambda _line: None,
-    folder: Path | None = None,
-) -> Bisected:
-    """Find the version with which a metric became bad, by the values that are recorded; nothing is run.
-
-    The line of history goes from the current version along the first recorded parents; where a parent is not in
-    history, along the commits.
-
-    Args:
-        reference: Name or path.
-        metric: Its name.
-        below: Values below this are bad.
-        above: Values above this are bad.
-        say: Takes lines for the user.
-        folder: Anywhere in the work tree.
-
-    Raises:
-        NotFoundError: No such model, or no version has the metric.
-        UsageError: Neither or both of `below` and `above`.
-    """
-    if (below is None) == (above is None):
-        raise UsageError(
-            "modelver bisect: expected --below X or --above X",
-            hint=f"modelver bisect {word(reference)} --metric {word(metric)} --below 0.9",
-        )
-    found = log(reference, say=say, folder=folder)
-    metric = _known_metric(metric, found, reference)
-    line = line_of(found)
-    values = [(one, value) for one in line if (value := one.metric(metric)) is not None]
-    is_bad = [value < below if below is not None else value > (above or 0.0) for _, value in values]
-    start = is_bad.index(False) if False in is_bad else 0
-    at = next((i for i in range(start, len(values)) if is_bad[i]), None)
-    bad = values[at][0] if at is not None else None
-    good = values[at - 1][0] if at else None
-    return Bisected(
-        name=found[0].name, metric=metric, bad=bad, good=good, between=_between(line, good, bad),
-        again=next((one for i, (one, _) in enumerate(values) if at is not None and i > at and not is_bad[i]), None),
-        early=tuple(one for one, _ in values[:start]), line=tuple(line),
-        without=tuple(one for one in line if one.metric(metric) is None),
-    )  # fmt: skip
-
-
-def _between(
-    line: Sequence[LoggedVersion], good: LoggedVersion | None, bad: LoggedVersion | None
-) -> tuple[LoggedVersion, ...]:
-    if bad is None:
-        return ()
-    return tuple(line[line.index(good) + 1 if good is not None else 0 : line.index(bad)])
-
-
-def line_of(versions: Sequence[LoggedVersion]) -> list[LoggedVersion]:
-    """Give the line of history that ends in the current version, else in the newest: oldest first.
-
-    Args:
-        versions: Newest first.
-    """
-    if not versions:
-        return []
-    by_md5 = {one.version.metadata.md5: one for one in versions}
-    older = {a.version.metadata.md5: b for a, b in pairwise(versions)}
-    now: LoggedVersion | None = next((one for one in versions if one.is_current), versions[0])
-    line: dict[str, LoggedVersion] = {}
-    while now is not None and now.version.metadata.md5 not in line:
-        line[now.version.metadata.md5] = now
-        parents = now.version.metadata.version.parents
-        known = next((by_md5[md5] for md5 in parents if md5 in by_md5), None)
-        now = known or (older.get(now.version.metadata.md5) if parents else None)
-    return list(reversed(line.values()))

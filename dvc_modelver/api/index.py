@@ -11,10 +11,11 @@ from dvc_modelver.errors import BadMetadataError, ModelverError, UsageError, wor
 from dvc_modelver.metadata import ModelMetadata, metadata_path, table_path
 from dvc_modelver.progress import ProgressLine
 from dvc_modelver.registry.backfill import Backfilled, keep, read_backfill, read_backfilled_table
-from dvc_modelver.repository import CommitView, Repository, is_pointer_file
+from dvc_modelver.repository import Repository, is_pointer_file
 from dvc_modelver.store.folders import is_folder_oid
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.transfer import Wanted, fetch
+from dvc_modelver.views import CommitView
 from dvc_modelver.worktree.describe import KnownVersion, describe_as, read_contents
 
 Say = Callable[[str], None]

@@ -13,13 +13,7 @@ from dvc_modelver.api.setup import hidden_models
 from dvc_modelver.checks import Problem, check_commits, check_tip, parents_of
 from dvc_modelver.errors import NotFoundError, UsageError, word
 from dvc_modelver.formats import LocalFolder, known_suffixes
-from dvc_modelver.metadata import (
-    ModelMetadata,
-    TensorTable,
-    find_model_path,
-    metadata_path,
-    table_path,
-)
+from dvc_modelver.metadata import ModelMetadata, TensorTable, find_model_path, metadata_path, table_path
 from dvc_modelver.pipeline import read_artifacts
 from dvc_modelver.registry.evaluations import Evaluation, read_evaluations
 from dvc_modelver.registry.history import ModelHistory
@@ -27,16 +21,17 @@ from dvc_modelver.registry.notes import EVALUATIONS_REF, unsent
 from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.registry.signatures import Signature, verify_tag
 from dvc_modelver.registry.tags import ModelTag, read_tags
-from dvc_modelver.repository import CommitView, Repository, TrackedModel
+from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.transfer import objects_of_commits
+from dvc_modelver.views import CommitView
 from dvc_modelver.worktree.describe import read_contents
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.look import Seen, look
 from dvc_modelver.worktree.resolved import kept_ours
 from dvc_modelver.worktree.safety import check_models
 from dvc_modelver.worktree.state import read_state
-from dvc_modelver.worktree.sync import Seen, look
 from dvc_modelver.worktree.unpushed import find_unpushed
 
 Say = Callable[[str], None]

@@ -16,8 +16,9 @@ from dvc_modelver.errors import BadMetadataError, UsageError
 from dvc_modelver.fingerprint.estimate import Estimate, combine, one_sided
 from dvc_modelver.metadata import ModelMetadata, TensorTable, table_path
 from dvc_modelver.registry.history import Version, iter_versions
-from dvc_modelver.repository import CommitView, Repository, View
+from dvc_modelver.repository import Repository
 from dvc_modelver.tensors import is_float
+from dvc_modelver.views import CommitView, View
 
 
 @dataclass(frozen=True)

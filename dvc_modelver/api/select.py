@@ -11,13 +11,15 @@ from dvc_modelver.formats.folder import holds_weights
 from dvc_modelver.metadata import ModelMetadata
 from dvc_modelver.registry.history import find_stage, find_version, iter_histories
 from dvc_modelver.registry.tags import read_tags
-from dvc_modelver.repository import CommitView, Repository, TrackedModel, View
+from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.settings import WEIGHT_SUFFIXES
 from dvc_modelver.store.folders import iter_files
 from dvc_modelver.store.pointers import Pointer
+from dvc_modelver.views import CommitView, View
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.look import see
 from dvc_modelver.worktree.state import read_state
-from dvc_modelver.worktree.sync import Say, see
+from dvc_modelver.worktree.sync import Say
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,7 @@ from dvc_modelver.api.stage_tags import Work, name_of, write_tags
 from dvc_modelver.errors import ModelverError, NotFoundError, RefusedError, UsageError, word
 from dvc_modelver.registry.policy import Check, PolicySource, read_policy
 from dvc_modelver.registry.stages import STAGE_SCHEMA, held_before, version_of
-from dvc_modelver.registry.tags import (
-    ModelTag,
-    assigned,
-    check_stage,
-    read_tags,
-    stage_holder,
-)
+from dvc_modelver.registry.tags import ModelTag, assigned, check_stage, read_tags, stage_holder
 from dvc_modelver.repository import Repository
 from dvc_modelver.worktree.unpushed import find_unpushed
 

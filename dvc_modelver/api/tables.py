@@ -19,7 +19,8 @@ from dvc_modelver.metadata import ModelMetadata, TensorTable, table_path
 from dvc_modelver.registry.evaluations import Measured, measured_metrics, read_evaluations
 from dvc_modelver.registry.history import ModelHistory, Version
 from dvc_modelver.registry.tags import read_tags
-from dvc_modelver.repository import CommitView, Repository, View
+from dvc_modelver.repository import Repository
+from dvc_modelver.views import CommitView, View
 
 Say = Callable[[str], None]
 _BARE = re.compile(r"@.+|#.+|\d+(\.[0-9a-f]{4,32})?|v\d+\.\d+\.\d+\S*")

@@ -12,14 +12,7 @@ from dvc_modelver.errors import EnvironmentFailed, ModelverError, RefusedError, 
 from dvc_modelver.formats import LocalFolder
 from dvc_modelver.formats.folder import MARKERS, check_shards, holds_weights
 from dvc_modelver.formats.impostors import find_impostor
-from dvc_modelver.metadata import (
-    ModelMetadata,
-    TensorTable,
-    TrainingFacts,
-    find_model_path,
-    metadata_path,
-    table_path,
-)
+from dvc_modelver.metadata import ModelMetadata, TensorTable, TrainingFacts, find_model_path, metadata_path, table_path
 from dvc_modelver.pipeline import gather_training
 from dvc_modelver.registry.tags import check_name
 from dvc_modelver.repository import Repository, TrackedModel, check_utf8, is_pointer_file

@@ -12,8 +12,9 @@ from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.repository import Repository
 from dvc_modelver.transfer import Upload, Wanted, all_tips, fetch, objects_of_commits, upload
 from dvc_modelver.worktree.law import Action
+from dvc_modelver.worktree.look import Seen
 from dvc_modelver.worktree.state import locked
-from dvc_modelver.worktree.sync import Keeper, Seen
+from dvc_modelver.worktree.sync import Keeper
 
 Say = Callable[[str], None]
 

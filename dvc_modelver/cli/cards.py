@@ -15,8 +15,9 @@ from dvc_modelver.formats.base import printable
 from dvc_modelver.progress import human_bytes
 
 if TYPE_CHECKING:
+    from dvc_modelver.api.doctor import Finding
     from dvc_modelver.api.inspect import ModelStatus, Shown
-    from dvc_modelver.api.setup import Finding, Step
+    from dvc_modelver.api.setup import Step
     from dvc_modelver.api.versions import RolledBack
     from dvc_modelver.checks import Problem
     from dvc_modelver.fingerprint.row import TensorRow

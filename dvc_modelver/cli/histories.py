@@ -10,7 +10,9 @@ from dvc_modelver.pipeline import flatten
 from dvc_modelver.progress import human_bytes
 
 if TYPE_CHECKING:
-    from dvc_modelver.api.history import Best, Bisected, ListedModel, LoggedVersion
+    from dvc_modelver.api.best import Best
+    from dvc_modelver.api.bisection import Bisected
+    from dvc_modelver.api.history import ListedModel, LoggedVersion
     from dvc_modelver.api.tables import BlamedTensor, ComparedVersion
     from dvc_modelver.registry.evaluations import Measured
     from dvc_modelver.registry.history import Version

@@ -8,14 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dvc_modelver import api
-from dvc_modelver.cli.output import (
-    JsonFlag,
-    OtherRepository,
-    OutputFile,
-    emit_json,
-    emit_lines,
-    say,
-)
+from dvc_modelver.cli.output import JsonFlag, OtherRepository, OutputFile, emit_json, emit_lines, say
 from dvc_modelver.errors import NotFoundError, UsageError
 
 

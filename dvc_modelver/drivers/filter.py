@@ -27,7 +27,7 @@ from dvc_modelver.store.gate import (
     is_plain_text,
     is_raw_weights,
 )
-from dvc_modelver.worktree.staging import note_gate
+from dvc_modelver.worktree.handover import note_gate
 from dvc_modelver.worktree.state import stamp_of
 
 MAX_PACKET = 65516

@@ -74,7 +74,8 @@ def _fsmonitor(repo: Repository, args: list[str]) -> None:
 
 
 def _pre_commit(repo: Repository, _args: list[str], *, merging: bool = False) -> None:
-    from dvc_modelver.worktree.staging import Stager, note_commit
+    from dvc_modelver.worktree.handover import note_commit
+    from dvc_modelver.worktree.staging import Stager
     from dvc_modelver.worktree.sync import Keeper
 
     commit_all = Path(os.environ.get("GIT_INDEX_FILE", "")).name == "index.lock"
@@ -85,7 +86,7 @@ def _pre_commit(repo: Repository, _args: list[str], *, merging: bool = False) ->
 
 
 def _post_commit(repo: Repository, _args: list[str]) -> None:
-    from dvc_modelver.worktree.staging import finish_commit
+    from dvc_modelver.worktree.handover import finish_commit
 
     finish_commit(repo, say)
 

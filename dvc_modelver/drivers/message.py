@@ -13,7 +13,8 @@ from dvc_modelver.diff.render.cells import cosine_text, plural, printable
 from dvc_modelver.errors import BadMetadataError
 from dvc_modelver.git.process import find_command
 from dvc_modelver.metadata import find_model_path, metadata_path
-from dvc_modelver.repository import Repository, View
+from dvc_modelver.repository import Repository
+from dvc_modelver.views import View
 from dvc_modelver.worktree.state import write_file
 
 TRAILER = "Model-Change"

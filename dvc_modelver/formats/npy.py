@@ -18,16 +18,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from dvc_modelver.errors import BadModelError
-from dvc_modelver.formats.base import (
-    Extent,
-    FileReader,
-    Folder,
-    count_elements,
-    measure,
-    quote,
-    read_exactly,
-    rechunk,
-)
+from dvc_modelver.formats.base import Extent, FileReader, Folder, count_elements, measure, quote, read_exactly, rechunk
 from dvc_modelver.tensors import TensorSpec
 
 FORMAT = "npy"

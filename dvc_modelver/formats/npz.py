@@ -15,15 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-from dvc_modelver.formats.base import (
-    FileReader,
-    Folder,
-    ended_early,
-    fill,
-    measure,
-    quote,
-    read_exactly,
-)
+from dvc_modelver.formats.base import FileReader, Folder, ended_early, fill, measure, quote, read_exactly
 from dvc_modelver.formats.expansion import MAX_RATIO, expansion_limit
 from dvc_modelver.formats.npy import StoredArray, bad_array, iter_array, read_array_header
 from dvc_modelver.formats.zip_directory import find_directory

@@ -13,16 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from dvc_modelver.formats.base import (
-    Extent,
-    FileReader,
-    Folder,
-    flatten,
-    measure,
-    quote,
-    read_exactly,
-    rechunk,
-)
+from dvc_modelver.formats.base import Extent, FileReader, Folder, flatten, measure, quote, read_exactly, rechunk
 from dvc_modelver.formats.flatbuffer import FlatBuffer
 from dvc_modelver.formats.quantised import QUANTISED, Affine, iter_dequantised, iter_widened, read_reals
 from dvc_modelver.formats.tflite_graph import NARROW, Constant, read_model

@@ -17,8 +17,8 @@ from dvc_modelver.formats import Reader
 from dvc_modelver.merge.sides import Opened, SomeTensors
 from dvc_modelver.merge.threeway import Plan
 from dvc_modelver.metadata import TensorTable
+from dvc_modelver.store.copying import disk_error, sync_folder
 from dvc_modelver.store.hashing import Hashes
-from dvc_modelver.store.objects import disk_error, sync_folder
 from dvc_modelver.store.temp import open_alone, permissions, remove
 from dvc_modelver.tensors import find_role
 

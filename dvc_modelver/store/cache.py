@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from dvc_modelver.errors import BadMetadataError, BadModelError, ObjectCorrupt, word
+from dvc_modelver.store.copying import disk_error, sync_folder
 from dvc_modelver.store.dvcconfig import DvcSettings
 from dvc_modelver.store.folders import hash_folder, is_folder_oid, parse_listing
 from dvc_modelver.store.hashing import RACY_NS, Hashes, Progress, hash_file
-from dvc_modelver.store.objects import MAX_LISTING_BYTES, Objects, disk_error, sync_folder
+from dvc_modelver.store.objects import MAX_LISTING_BYTES, Objects
 from dvc_modelver.store.verified import Hashed
 
 __all__ = ["Cache", "ObjectFolder"]

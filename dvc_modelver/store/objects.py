@@ -8,35 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dvc_modelver.errors import (
-    EnvironmentFailed,
-    ObjectCorrupt,
-    ObjectMissing,
-    environment_error,
-    word,
-)
-from dvc_modelver.progress import human_bytes
+from dvc_modelver.errors import ObjectCorrupt, ObjectMissing
+from dvc_modelver.store.copying import CopyAhead, SyncedWriter, ahead_name, copy_bytes, disk_error, reflink, sync_folder
 from dvc_modelver.store.dvcconfig import DvcSettings
-from dvc_modelver.store.hashing import (
-    FileStamp,
-    Hashes,
-    Progress,
-    consume,
-    hash_file,
-    hash_pieces,
-    still_writing,
-)
-from dvc_modelver.store.temp import TempFolder, remove
+from dvc_modelver.store.hashing import FileStamp, Hashes, Progress, consume, hash_file, hash_pieces, still_writing
+from dvc_modelver.store.temp import TempFolder, permissions, remove
 from dvc_modelver.store.verified import Verified
 
 TEMP_FOLDER = "modelver.tmp"
-COPY_BYTES = 64 << 20
 MAX_LISTING_BYTES = 1 << 30
 
 
@@ -87,7 +71,7 @@ class Objects:
         stamp = FileStamp.of(path)
         with self._new_object(path, stamp.size) as temp:
             if known is not None:
-                _copy_bytes(path, temp, progress)
+                copy_bytes(path, temp, progress)
             hashes = known or self._copy_in(path, temp, progress)
             if FileStamp.of(path) != stamp:
                 raise still_writing(path)
@@ -101,10 +85,10 @@ class Objects:
         return path.is_symlink() and path.resolve().is_relative_to(self.folder.resolve())
 
     def _copy_in(self, path: Path, temp: Path, progress: Progress | None) -> Hashes:
-        if _reflink(path, temp):
+        if reflink(path, temp):
             return hash_file(temp, progress=progress)
         with temp.open("wb", buffering=0) as out:
-            hashes = consume(path, _SyncedWriter(out.fileno()), progress=progress)
+            hashes = consume(path, SyncedWriter(out.fileno()), progress=progress)
             os.fsync(out.fileno())
         return hashes
 
@@ -116,7 +100,7 @@ class Objects:
         """
         with self._new_object(Path("stream"), 0) as temp:
             with temp.open("wb", buffering=0) as out:
-                hashes = hash_pieces(pieces, _SyncedWriter(out.fileno()), progress=progress)
+                hashes = hash_pieces(pieces, SyncedWriter(out.fileno()), progress=progress)
                 os.fsync(out.fileno())
             self._publish(temp, hashes.md5, is_hashed=True)
         return hashes
@@ -190,7 +174,7 @@ class Objects:
         """
         with self._new_object(Path(oid), 0) as temp:
             with temp.open("wb", buffering=0) as out:
-                hashes = hash_pieces(pieces, _SyncedWriter(out.fileno()), progress=progress)
+                hashes = hash_pieces(pieces, SyncedWriter(out.fileno()), progress=progress)
                 os.fsync(out.fileno())
             if hashes.md5 != oid.removesuffix(".dir"):
                 return False
@@ -341,15 +325,15 @@ class Objects:
             elif kind == "symlink":
                 temp.symlink_to(source)
             elif kind == "reflink":
-                if not _reflink(source, temp):
+                if not reflink(source, temp):
                     temp.unlink(missing_ok=True)
                     return False
                 self.check(oid, legacy=legacy)
-                temp.chmod(0o666 & ~_umask())
+                temp.chmod(permissions(0o666))
             elif self._verified.knows(oid, source):
                 here = self._temp_here
-                if here is None or not here.take_over(_ahead(oid), temp):
-                    _copy_bytes(source, temp, progress)
+                if here is None or not here.take_over(ahead_name(oid), temp):
+                    copy_bytes(source, temp, progress)
             else:
                 self._copy_verified(source, temp, None if legacy else oid, progress)
         except OSError as err:
@@ -365,7 +349,7 @@ class Objects:
 
     def _copy_verified(self, source: Path, temp: Path, md5: str | None, progress: Progress | None) -> None:
         with temp.open("wb", buffering=0) as out:
-            found = consume(source, _SyncedWriter(out.fileno()), sha256=False, progress=progress)
+            found = consume(source, SyncedWriter(out.fileno()), sha256=False, progress=progress)
             os.fsync(out.fileno())
         if md5 is None:
             return
@@ -437,118 +421,3 @@ class Objects:
                 return False
             self._verified.note(oid, source)
         return True
-
-
-class CopyAhead:
-    """A copy of a file that is to be an object, for the work tree; none where there is no place for it.
-
-    Args:
-        folder: Where it waits.
-        temp: Where it is made.
-        pid: The process in whose lifetime it is wanted.
-    """
-
-    def __init__(self, folder: TempFolder | None, temp: Path | None, pid: int) -> None:
-        self._folder, self._temp, self._pid = folder, temp, pid
-
-    def copy(self, source: Path) -> None:
-        """Copy the complete file, if the disk has room for that and more."""
-        if self._temp is None or shutil.disk_usage(self._temp.parent).free < 2 * source.stat().st_size:
-            return
-        try:
-            _copy_bytes(source, self._temp, None)
-        except OSError:
-            self._temp.unlink(missing_ok=True)  # it only saves time
-
-    def keep(self, md5: str) -> None:
-        """Leave the copy for the one who puts the object `md5` into the work tree."""
-        if self._folder is not None and self._temp is not None and self._temp.is_file():
-            self._folder.hand_over(self._temp, _ahead(md5), self._pid)
-
-
-def _ahead(oid: str) -> str:
-    return f"ahead-{oid}"
-
-
-def _copy_bytes(source: Path, target: Path, progress: Progress | None) -> None:
-    """Copy a file inside the kernel, or by reflink, and sync it."""
-    if _reflink(source, target):
-        return
-    with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
-        for n in _iter_copied(old.fileno(), new.fileno()):
-            if progress is not None:
-                progress(n)
-        os.fsync(new.fileno())
-
-
-def _iter_copied(source: int, target: int) -> Iterator[int]:
-    """Copy from one descriptor to the end of the file of another one; give the number of bytes of each step."""
-    try:
-        while n := os.copy_file_range(source, target, COPY_BYTES):
-            yield n
-    except (OSError, AttributeError) as err:
-        if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise
-    while n := os.sendfile(target, source, None, COPY_BYTES):  # two file systems, or a kernel that cannot
-        yield n
-
-
-class _SyncedWriter:
-    """Writes buffers to a file and has them synced on the way, while the next ones are hashed."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd, self._unsynced = fd, 0
-
-    def __call__(self, data: memoryview | bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        self._unsynced += len(data)
-        if self._unsynced >= COPY_BYTES:
-            os.fsync(self._fd)
-            self._unsynced = 0
-
-
-def _reflink(source: Path, target: Path) -> bool:
-    """Share a file's blocks, copied when one is written; False where the file system cannot."""
-    import fcntl
-
-    ficlone = 0x40049409  # _IOW(0x94, 9, int), linux/fs.h
-    try:
-        with source.open("rb") as old, target.open("wb") as new:
-            fcntl.ioctl(new.fileno(), ficlone, old.fileno())
-            os.fsync(new.fileno())
-    except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.ENOENT):
-            raise
-        return False
-    return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a folder's names on disk, so that a rename survives a crash."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def disk_error(err: OSError, folder: Path, needed: int, what: str) -> EnvironmentFailed:
-    """Give the error of a failed write, with what is needed and what is free."""
-    if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and err.filename is not None:
-        return environment_error(err)
-    if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        try:
-            free = human_bytes(shutil.disk_usage(folder).free)
-        except OSError:
-            free = "unknown"
-        need = f"{human_bytes(needed)} needed, " if needed else ""
-        return EnvironmentFailed(f"{what} {folder}: the disk is full ({need}{free} free)", hint=f"df -h {word(folder)}")
-    return EnvironmentFailed(f"{what} {folder}: {err.strerror or err}", hint=f"ls -ld {word(folder)}")

@@ -21,9 +21,10 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.progress import ProgressLine
-from dvc_modelver.repository import Repository, TrackedModel, View
+from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.store.folders import is_folder_oid
 from dvc_modelver.store.pointers import Pointer
+from dvc_modelver.views import View
 from dvc_modelver.worktree.describe import OPAQUE, open_model
 
 _STATISTICS = ("norm", "mean", "std", "min", "max", "zeros", "nonfinite", "sketch")

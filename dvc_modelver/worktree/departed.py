@@ -15,7 +15,8 @@ from dvc_modelver.store.folders import iter_files
 from dvc_modelver.worktree.state import ABSENT, Row, stamp_of
 
 if TYPE_CHECKING:
-    from dvc_modelver.worktree.sync import Keeper, Seen
+    from dvc_modelver.worktree.look import Seen
+    from dvc_modelver.worktree.sync import Keeper
 
 
 def let_go(keeper: Keeper, found: Iterable[Seen]) -> None:

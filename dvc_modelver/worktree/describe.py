@@ -27,10 +27,11 @@ from dvc_modelver.metadata import (
     table_path,
 )
 from dvc_modelver.pipeline import gather_training
-from dvc_modelver.repository import CommitView, Repository, View
+from dvc_modelver.repository import Repository
 from dvc_modelver.store.folders import hash_path
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
+from dvc_modelver.views import CommitView, View
 
 Progress = Callable[[int], None]
 OPAQUE = "opaque"

@@ -13,9 +13,10 @@ from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, RefusedErro
 from dvc_modelver.git.porcelain import Change
 from dvc_modelver.metadata import find_model_path, metadata_path, table_path
 from dvc_modelver.progress import human_bytes
-from dvc_modelver.repository import CommitView, Repository
+from dvc_modelver.repository import Repository
 from dvc_modelver.settings import RAW_SCAN_SUFFIXES, SETTINGS_FILE, Settings
 from dvc_modelver.store.folders import is_folder_oid
+from dvc_modelver.views import CommitView
 from dvc_modelver.worktree.describe import find_version
 
 if TYPE_CHECKING:
