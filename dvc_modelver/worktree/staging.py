@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 
 from dvc_modelver.errors import BadMetadataError, RefusedError, UsageError, word
-from dvc_modelver.formats.impostors import START_BYTES, find_impostor
 from dvc_modelver.git.porcelain import ZERO_OID, Change
 from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_path
-from dvc_modelver.progress import human_bytes
 from dvc_modelver.repository import Repository, is_pointer_file
-from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE, WEIGHT_SUFFIXES, unknown_hint
 from dvc_modelver.store.folders import is_folder_oid
 from dvc_modelver.store.gate import MAX_GATE_BYTES, GatePointer, find_gate, is_raw_weights
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
-from dvc_modelver.views import IndexView
-from dvc_modelver.worktree.departed import is_shared
+from dvc_modelver.views import CommitView, IndexView
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.handover import clear_gates, read_gates
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.look import Seen
-from dvc_modelver.worktree.resolved import kept_ours
+from dvc_modelver.worktree.remarks import Remarks
 from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
 from dvc_modelver.worktree.state import stamp_of
 from dvc_modelver.worktree.sync import Keeper
 from dvc_modelver.worktree.track import Tracker, new_pointer
 
-MAX_QUIET_BYTES = 1_000_000
-"""A larger file of weights that is committed to Git itself is named."""
 OUTSIDE_HINT = "dvc repro; or, to keep these weights: modelver add --accept {}"
 
 
@@ -46,8 +39,12 @@ class Stager:
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper, self.repo = keeper, keeper.repo
-        self.tracker = Tracker(keeper)
+        self.tracker, self.remarks = Tracker(keeper), Remarks(keeper.repo, keeper.say)
         self.raw: list[str] = []
+
+    @cached_property
+    def _committed(self) -> CommitView:
+        return self.repo.at("HEAD")
 
     def complete(self, *, commit_all: bool, merging: bool = False) -> list[str]:
         """Complete the index; give the paths staged.
@@ -60,63 +57,34 @@ class Stager:
             RefusedError: What is staged is not one version, nothing is left to commit, a pipeline's model was changed
                 outside it, or loading a new model would run what the settings refuse.
         """
-        found = changes = self.repo.git.staged_changes()
+        before = changes = self.repo.git.staged_changes()
         gated = dict(self._find_gated(changes))
         for path, gate in gated.items():
             self._replace_gate(path, gate)
         if commit_all:
             self._take_in_retrained()
         changes = self.repo.git.staged_changes()
-        self._name_raw(changes)
+        self.remarks.name_raw(changes)
         view = self.repo.index()
-        self._name_unknown_settings(changes, view)
+        self.remarks.name_unknown_settings(changes, view)
         pointers = {p.path: p for p in self.repo.pointers(view)}
         for path in self._affected(changes, pointers, view):
             self._complete_one(path, pointers.get(path), {c.path for c in changes}, view)
         self._name_opaque()
         self._refuse_unsafe()
-        self._settle()
-        self._name_untracked()
-        self._name_kept_ours()
+        seen = self._settle()
+        self.remarks.name_untracked()
+        self.remarks.name_kept_ours()
         if not commit_all:
-            self._name_left_out()
+            self.remarks.name_left_out(seen)
         self.keeper.save()
         clear_gates(self.repo)
-        is_empty = bool(found) and not merging and not self.repo.git.staged_changes()
+        is_empty = bool(before) and not merging and not self.repo.git.staged_changes()
         if is_empty and self.repo.git.find_commit("MERGE_HEAD") is None:
             raise RefusedError("nothing to commit: the models are those of HEAD again", hint="git reset -q")
         return self.tracker.staged
 
     # Raw weights and gate pointers
-
-    def _name_raw(self, changes: Iterable[Change]) -> None:
-        """Name weights that go into Git itself: of a suffix that other files have too, or in Git already.
-
-        And what only has the name of weights, where no other filter (Git LFS) looks after it.
-        """
-        named = [c for c in changes if c.path.lower().endswith(WEIGHT_SUFFIXES) and c.new_mode.startswith("100")]
-        attributes = self.repo.git.attributes([c.path for c in named], "filter")
-        folders: set[str] = set()
-        for change in named:
-            size = self.repo.objects.blob_size(change.new_oid)
-            is_ours = attributes.get(change.path, {}).get("filter") in ("modelver", "unspecified")
-            if is_ours and not is_raw_weights(size, partial(self.repo.objects.read_blob, change.new_oid)):
-                self._name_text(change.path, self.repo.objects.read_blob(change.new_oid))
-            elif size > MAX_QUIET_BYTES:
-                folder = posixpath.dirname(change.path)
-                if folder in folders:
-                    continue  # one hint for all of them
-                into_dvc = f"modelver add {word(change.path)} puts them into DVC"
-                if folder and self.repo.is_model_folder(folder):
-                    folders.add(folder)
-                    into_dvc = f"modelver add {word(folder)} makes the folder one model, in DVC"
-                self.keeper.say(f"{change.path}: {human_bytes(size)} of weights go into Git itself\nhint: {into_dvc}")
-
-    def _name_unknown_settings(self, changes: Iterable[Change], view: IndexView) -> None:
-        """Name settings that this commit brings and that do nothing."""
-        if any(change.path == SETTINGS_FILE and change.status != "D" for change in changes):
-            for name in self.repo.settings_in(view).unknown:
-                self.keeper.say(f"{SETTINGS_FILE}: unknown setting {name} does nothing\nhint: {unknown_hint(name)}")
 
     def _find_gated(self, changes: Iterable[Change]) -> Iterator[tuple[str, GatePointer]]:
         attributes = self.repo.git.attributes([c.path for c in changes], "filter")
@@ -142,14 +110,6 @@ class Stager:
         if change.old_oid == ZERO_OID or not change.old_mode.startswith("100"):
             return False
         return is_raw_weights(objects.blob_size(change.old_oid), partial(objects.read_blob, change.old_oid))
-
-    def _name_text(self, path: str, content: bytes) -> None:
-        """Say what goes into Git under a model's name; path files of Python packages have one, old pickles are text."""
-        impostor = find_impostor(content[:START_BYTES], len(content))
-        if impostor is not None:
-            self.keeper.say(f"{path}: {impostor.what}, not weights; it goes into Git as it is\nhint: {impostor.hint}")
-        elif path.lower().endswith(GATE_SUFFIXES) and not path.endswith(".pth") and find_gate(content) is None:
-            self.keeper.say(f"{path}: a text of {human_bytes(len(content))}, not weights; it goes into Git as it is")
 
     def _store_blob(self, change: Change) -> GatePointer:
         self.raw.append(change.path)
@@ -235,7 +195,7 @@ class Stager:
         if change.old_oid == ZERO_OID or self.repo.head is None:
             return {}
         try:
-            return {p.path: p.md5 for p in self.repo.pointers_in(self.repo.at("HEAD"), change.path)}
+            return {p.path: p.md5 for p in self.repo.pointers_in(self._committed, change.path)}
         except BadMetadataError:
             return {}
 
@@ -369,12 +329,13 @@ class Stager:
         if unsafe or raw:
             raise refusal(self.repo, [*unsafe, *raw], settings)
 
-    def _settle(self) -> None:
+    def _settle(self) -> list[Seen]:
         found = self.keeper.look()
         for seen in found:
             if seen.action is Action.AGREE:
                 self.keeper.agree(seen)
         self.keeper.remember_all(found)
+        return found
 
     def _name_opaque(self) -> None:
         """Name models that can be read no more; a folder that lost a shard is refused, since nobody means that."""
@@ -398,40 +359,10 @@ class Stager:
     def _was_readable(self, path: str) -> bool:
         """Whether HEAD has a version of a model that a reader knew."""
         try:
-            old = self.repo.metadata(self.repo.at("HEAD"), path)
+            old = self.repo.metadata(self._committed, path)
         except BadMetadataError:
             return False  # this commit may well be what mends it
         return old is not None and old.model.format != OPAQUE
-
-    def _name_untracked(self) -> None:
-        """Name weights whose pointer and metadata this commit removes, and that stay on disk (``git rm``)."""
-        view = self.repo.index()
-        for change in self.repo.git.staged_changes():
-            path = find_model_path(change.path)
-            if change.status != "D" or path is None or change.path != metadata_path(path):
-                continue
-            tracked = [p.path for p in self.repo.pointers(view)]
-            if (self.repo.top / path).exists() and path not in tracked and not is_shared(path, tracked):
-                self.keeper.say(f"{path}: tracked no more, and still on disk\nhint: rm {word(path)}")
-
-    def _name_kept_ours(self) -> None:
-        """Name models whose conflict was resolved by adding ours as it was: nothing of theirs is in the merge."""
-        for path in kept_ours(self.repo):
-            model = find_model_path(path)
-            if model is not None and path == metadata_path(model):
-                self.keeper.say(
-                    f"warning: {model}: this commit keeps ours whole, nothing that theirs changed is in it\n"
-                    "hint: to merge them: git reset --hard HEAD~1, git merge again, then modelver merge --take ..."
-                )
-
-    def _name_left_out(self) -> None:
-        view = self.repo.index()
-        for seen in self.keeper.look():
-            if metadata_path(seen.path) not in view.entries:
-                continue  # untracked, which Git does not name either
-            retrained = seen.action is Action.DESCRIBE and seen.model.metadata is not None
-            if retrained or seen.is_unstaged(view.read(metadata_path(seen.path))):
-                self.keeper.say(f"not in this commit: {seen.path} was retrained (git commit -a takes it in)")
 
 
 def find_moved(repo: Repository, view: IndexView, path: str) -> Pointer | None:
@@ -440,6 +371,3 @@ def find_moved(repo: Repository, view: IndexView, path: str) -> Pointer | None:
         return None
     named = [p for p in repo.pointers_in(view, path + ".dvc") if view.read(metadata_path(p.path)) is None]
     return named[0] if len(named) == 1 else None
-
-
-# What the clean filter and the hooks leave for each other in .git/modelver
