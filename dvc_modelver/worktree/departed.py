@@ -41,7 +41,7 @@ def let_go(keeper: Keeper, found: Iterable[Seen]) -> None:
         in_git = any(path.startswith(f"{row.path}/") for path in tracked)  # Git has the folder's files itself here
         own = {row.path, metadata_path(row.path), _own_file(row)}
         if row.pointer_path not in unreadable and not in_git and not tracked & own:
-            _let_go_one(keeper, row)
+            let_go_one(keeper, row)
 
 
 def is_shared(path: str, others: Iterable[str]) -> bool:
@@ -74,7 +74,8 @@ def _tracked(keeper: Keeper, rows: Iterable[Row]) -> set[str]:
     return {entry[2:] for entry in entries if not entry.startswith("S ")}
 
 
-def _let_go_one(keeper: Keeper, row: Row) -> None:
+def let_go_one(keeper: Keeper, row: Row) -> None:
+    """Remove weights that no file names any more, if they are in step; else store and name them."""
     file, cache = keeper.repo.top / row.path, keeper.repo.cache(row.path)
     md5 = row.md5 if stamp_of(file) == row.model_stamp else cache.hash_path(file).md5
     if not md5 or not cache.has(md5):

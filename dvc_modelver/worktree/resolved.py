@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dvc_modelver.repository import Repository
 
+HEADS = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REBASE_HEAD")
+"""Files of Git's folder that name the commit which is merged."""
+
 
 def kept_ours(repo: Repository) -> dict[str, tuple[str | None, str | None, str | None]]:
     """Give the files of a merge under way that were in conflict and were added as ours has them.

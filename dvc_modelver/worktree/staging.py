@@ -14,11 +14,13 @@ from dvc_modelver.store.gate import MAX_GATE_BYTES, GatePointer, find_gate, is_r
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.views import CommitView, IndexView
+from dvc_modelver.worktree.departed import let_go_one
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.handover import clear_gates, read_gates
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.look import Seen
 from dvc_modelver.worktree.remarks import Remarks
+from dvc_modelver.worktree.resolved import HEADS
 from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
 from dvc_modelver.worktree.state import stamp_of
 from dvc_modelver.worktree.sync import Keeper
@@ -63,6 +65,7 @@ class Stager:
             self._replace_gate(path, gate)
         if commit_all:
             self._take_in_retrained()
+        self._conclude_renames()
         changes = self.repo.git.staged_changes()
         self.remarks.name_raw(changes)
         view = self.repo.index()
@@ -308,6 +311,33 @@ class Stager:
             return
         self.keeper.say(f"{path}: the staged tensor table is not that of the metadata; rebuilt")
         self._describe_object(path, pointer)
+
+    def _conclude_renames(self) -> None:
+        """Merge models that one side renamed, where Git's conflict was resolved by removing the old files."""
+        if not any((self.repo.layout.git_dir / name).exists() for name in HEADS):
+            return
+        from dvc_modelver.worktree.merge_files import choose_version
+        from dvc_modelver.worktree.merging import Merger
+        from dvc_modelver.worktree.renames import conclude, find_renamed, is_merged, is_taken
+
+        for renamed in find_renamed(self.repo):
+            if is_taken(self.repo, renamed) or is_merged(self.repo, renamed):
+                continue
+            chosen = choose_version(Merger(self.repo, self.keeper.say), renamed.new, renamed.versions)
+            if not chosen.is_clean:
+                raise RefusedError(
+                    f"{renamed.new}: {renamed.old} was renamed by {renamed.side}, and both sides trained it; "
+                    f"this commit would keep {renamed.side} whole",
+                    hint="modelver merge --take ours|theirs|mean decides; modelver merge says what is open",
+                )
+            made = conclude(self.repo, renamed, chosen)
+            self.keeper.say(f"merged {renamed.new}, which was {renamed.old}: {made.md5[:8]}")
+            for seen in self.keeper.look(only=[renamed.new]):
+                if seen.action is Action.FOLLOW:
+                    self.keeper.follow(seen, made.md5)
+            row = self.keeper.state.rows.get(renamed.old)
+            if row is not None and (self.repo.top / renamed.old).exists():
+                let_go_one(self.keeper, row)
 
     # After the index is complete
 

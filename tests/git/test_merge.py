@@ -252,6 +252,65 @@ def test_a_model_that_ours_renamed_and_theirs_retrained(sandbox: Sandbox) -> Non
     check_whole(box, "models/better.safetensors")
 
 
+NEW = "models/big.safetensors"
+
+
+def renamed_and_trained(box: Sandbox, theirs: Weights, strategy: str) -> None:
+    """On the branch other the model has another name and other weights than on main, where it was trained, too."""
+    put(box, BASE)
+    (box.path / ".modelver.toml").write_text(f'[merge]\nstrategy = "{strategy}"\n')
+    box.git("add", ".")
+    box.git("commit", "-q", "-m", "base")
+    box.git("switch", "-q", "-c", "other")
+    box.modelver("mv", MODEL, NEW)
+    box.git("commit", "-q", "-m", "renamed")
+    put(box, theirs, NEW)
+    box.git("commit", "-q", "-a", "-m", "theirs")
+    box.git("switch", "-q", "main")
+    put(box, OURS)
+    box.git("commit", "-q", "-a", "-m", "ours")
+
+
+@pytest.mark.parametrize("into", ["main", "other"])
+@pytest.mark.parametrize("theirs", [THEIRS, moved(BASE, 2, *BASE)], ids=["paired", "nothing alike"])
+def test_a_model_that_one_side_renamed_and_both_trained_is_merged_at_its_new_name(
+    sandbox: Sandbox, into: str, theirs: Weights
+) -> None:
+    renamed_and_trained(sandbox, theirs, "mean")
+    sandbox.git("switch", "-q", into)
+    md5s = {sandbox.git("show", f"{rev}.dvc").split("md5: ")[1][:32] for rev in (f"main:{MODEL}", f"other:{NEW}")}
+    assert "CONFLICT (modify/delete)" in sandbox.git("merge", {"main": "other", "other": "main"}[into], ok=False)
+    gone = [path for path in sandbox.git("diff", "--name-only", "--diff-filter=U").split() if MODEL in path]
+    sandbox.git("rm", "-q", *gone)
+    sandbox.git("commit", "--no-edit")
+    joined = JOINED if theirs is THEIRS else None
+    found = on_disk(sandbox, NEW)
+    for name, value in BASE.items():
+        wanted = (
+            joined[name] if joined else (OURS[name] + theirs[name]) / 2 if name in changed_in(OURS) else theirs[name]
+        )
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-6, atol=1e-7, err_msg=name)
+        assert not np.array_equal(wanted, value) or joined
+    assert set(metadata(sandbox, NEW)["version"]["parents"]) == md5s
+    assert not (sandbox.path / MODEL).exists()
+    check_whole(sandbox, NEW)
+
+
+def changed_in(weights: Weights) -> set[str]:
+    return {name for name, value in weights.items() if not np.array_equal(value, BASE[name])}
+
+
+def test_a_renamed_model_in_conflict_is_never_committed_as_one_side(sandbox: Sandbox) -> None:
+    renamed_and_trained(sandbox, CLASH, "conflict")
+    sandbox.git("merge", "other", ok=False)
+    gone = [path for path in sandbox.git("diff", "--name-only", "--diff-filter=U").split() if MODEL in path]
+    sandbox.git("rm", "-q", *gone)
+    sandbox.git("add", "-u")
+    said = sandbox.git("commit", "--no-edit", ok=False)
+    assert f"{NEW}: {MODEL} was renamed by theirs, and both sides trained it" in said
+    assert "nothing was committed" in said
+
+
 def test_a_criss_cross_merge(forked: Sandbox) -> None:
     box = forked
     box.git("branch", "third", "main")
