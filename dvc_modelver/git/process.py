@@ -22,6 +22,12 @@ def find_command(pid: str) -> list[str] | None:
     return None
 
 
+def is_amending(command: Sequence[str]) -> bool:
+    """Whether the words are those of ``git commit --amend``, which may be shortened to ``--am``."""
+    options = command[: command.index("--")] if "--" in command else command
+    return "commit" in command and any(len(word) > 3 and "--amend".startswith(word) for word in options)
+
+
 def strategy_options(command: Sequence[str]) -> list[str]:
     """Give the values of ``-X`` in the words of a ``git merge`` and its like, in their order."""
     found, words = [], iter(command)

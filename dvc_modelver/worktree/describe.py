@@ -291,13 +291,14 @@ def parent_versions(repo: Repository, path: str) -> list[KnownVersion]:
     found: list[KnownVersion] = []
     for rev in ("HEAD", "MERGE_HEAD"):
         commit = repo.head if rev == "HEAD" else repo.git.find_commit(rev)
-        version = _version_at(repo, commit, path) if commit else None
+        version = version_at(repo, commit, path) if commit else None
         if version is not None and all(version.metadata.md5 != other.metadata.md5 for other in found):
             found.append(version)
     return found
 
 
-def _version_at(repo: Repository, commit: str, path: str) -> KnownVersion | None:
+def version_at(repo: Repository, commit: str, path: str) -> KnownVersion | None:
+    """Give the version that a commit has of a model; None where it has none that can be read."""
     view = CommitView(commit, repo.objects, repo.backfill)
     try:
         metadata = repo.metadata(view, path)
@@ -333,7 +334,7 @@ def find_version(repo: Repository, path: str, md5: str) -> KnownVersion | None:
                 continue
         except NotFoundError:
             continue
-        found = _version_at(repo, commit, path)
+        found = version_at(repo, commit, path)
         if found is not None and found.metadata.md5 == md5 and found.metadata.pending is None and found.is_whole:
             return found
     before = repo.backfill.by_object.get(path, {}).get(md5)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 
 from dvc_modelver.errors import BadMetadataError, RefusedError, UsageError, word
 from dvc_modelver.git.porcelain import ZERO_OID, Change
+from dvc_modelver.git.process import find_command, is_amending
 from dvc_modelver.metadata import ModelMetadata, find_model_path, metadata_path, table_path
 from dvc_modelver.repository import Repository, is_pointer_file
 from dvc_modelver.store.folders import is_folder_oid
@@ -22,7 +24,7 @@ from dvc_modelver.worktree.look import Seen
 from dvc_modelver.worktree.remarks import Remarks
 from dvc_modelver.worktree.resolved import HEADS
 from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
-from dvc_modelver.worktree.state import stamp_of
+from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper
 from dvc_modelver.worktree.track import Tracker, new_pointer
 
@@ -73,6 +75,7 @@ class Stager:
         pointers = {p.path: p for p in self.repo.pointers(view)}
         for path in self._affected(changes, pointers, view):
             self._complete_one(path, pointers.get(path), {c.path for c in changes}, view)
+        self._measure_amended()
         self._name_opaque()
         self._refuse_unsafe()
         seen = self._settle()
@@ -311,6 +314,19 @@ class Stager:
             return
         self.keeper.say(f"{path}: the staged tensor table is not that of the metadata; rebuilt")
         self._describe_object(path, pointer)
+
+    def _measure_amended(self) -> None:
+        """Have versions of ``git commit --amend`` name what the new commit is made from, and the change from there."""
+        if not is_amending(find_command(os.environ.get("MODELVER_GIT_PID", "")) or []):
+            return
+        from dvc_modelver.worktree.amend import measured_again
+
+        for path, metadata in measured_again(self.repo, self.repo.index(), self.repo.git.staged_changes()):
+            text = metadata.render()
+            if self.repo.work_tree.read(metadata_path(path)) == self.repo.index().read(metadata_path(path)):
+                write_file(self.repo.top / metadata_path(path), text)
+            self.repo.git.stage_blobs({metadata_path(path): text})
+            self.tracker.staged.append(metadata_path(path))
 
     def _conclude_renames(self) -> None:
         """Merge models that one side renamed, where Git's conflict was resolved by removing the old files."""

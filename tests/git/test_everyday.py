@@ -386,3 +386,24 @@ def test_uninstalled_repository_is_ordinary(pushed: Sandbox) -> None:
     pushed.dvc("add", "-q", MODEL)
     pushed.git("commit", "-q", "-am", "by hand")
     assert make_weights(1).keys() == weights.keys()
+
+
+@pytest.mark.parametrize("staged", [True, False], ids=["git add", "commit -a"])
+def test_an_amended_version_is_measured_against_what_it_is_made_from(sandbox: Sandbox, staged: bool) -> None:
+    md5s = [sandbox.train(MODEL, 1)]
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    for seed, how in ((2, ["-m", "two"]), (3, ["--amend", "--no-edit"]), (4, ["--amend", "--no-edit"])):
+        md5s.append(sandbox.train(MODEL, seed))
+        if staged:
+            sandbox.git("add", "-A")
+            sandbox.git("status")
+            sandbox.modelver("add", "-u")
+        sandbox.git("commit", "-q", *([] if staged else ["-a"]), *how)
+    found = json.loads((sandbox.path / f"{MODEL}.modelver.json").read_text())
+    assert found["model"]["md5"] == md5s[3]
+    assert (found["version"]["number"], found["version"]["parents"]) == (2, md5s[:1])
+    assert found["change"]["from"] == md5s[0]
+    assert sandbox.git("status", "--porcelain") == ""
+    sandbox.git("commit", "-q", "--amend", "-m", "another message")
+    assert json.loads(sandbox.git("show", f"HEAD:{MODEL}.modelver.json")) == found

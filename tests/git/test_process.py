@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dvc_modelver.git.process import find_command, strategy_options
+from dvc_modelver.git.process import find_command, is_amending, strategy_options
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,24 @@ def test_strategy_options(words: str, expected: list[str]) -> None:
 
 
 def test_the_command_above_a_process_is_found() -> None:
-    asks = f"import os, sys; sys.path[:] = {sys.path!r}; from dvc_modelver.git.process import find_command as f; print(f(str(os.getpid())))"
+    asks = f"import os, sys; sys.path[:] = {sys.path!r}; from dvc_modelver.git.process import is_amending, find_command as f; print(f(str(os.getpid())))"
     shell = ["git", "-c", f"alias.who=!{sys.executable} -c '{asks.replace(chr(39), chr(34))}'", "who"]
     done = subprocess.run(shell, capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C"})
     assert "'who'" in done.stdout
     assert find_command("1") is None
     assert find_command("not a number") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("git commit --amend", True),
+        ("git -c x=y commit -a --am --no-edit", True),
+        ("git commit -am x", False),
+        ("git commit --all", False),
+        ("git commit -- --amend", False),
+        ("git merge --amend", False),
+    ],
+)
+def test_a_commit_that_amends_is_told(words: str, expected: bool) -> None:
+    assert is_amending(words.split()) == expected
