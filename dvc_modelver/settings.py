@@ -113,9 +113,14 @@ def parse_settings(text: str, where: str = SETTINGS_FILE) -> Settings:
     import tomllib  # most repositories have no such file
 
     try:
-        data = tomllib.loads(text)
+        return _read(tomllib.loads(text), where)
     except tomllib.TOMLDecodeError as err:
         raise BadMetadataError(f"{where}: not TOML ({err})", hint=f"edit {SETTINGS_FILE}") from err
+    except BadMetadataError as err:
+        raise BadMetadataError(str(err), hint=err.hint or f"edit {SETTINGS_FILE}") from err
+
+
+def _read(data: Mapping[str, Any], where: str) -> Settings:
     kinds = {f.name: str(f.type) for f in fields(Settings)}
     values: dict[str, Any] = {}
     unknown = []
@@ -179,7 +184,8 @@ def _merge_rules(content: Mapping[str, Any], where: str, unknown: list[str]) -> 
             if not isinstance(pattern, str):
                 raise BadMetadataError(f"{at}: {key} is {pattern!r}, expected a pattern")
         if "strategy" not in table:
-            raise BadMetadataError(f"{at}: strategy is missing, expected one")
+            found = [key for key in table if key not in patterns]
+            raise BadMetadataError(f"{at}: strategy is missing" + (f", found {', '.join(found)}" if found else ""))
         rules.append(Rule(_strategy(table["strategy"], f"{at}: strategy"), **patterns))
     return Rules(default, tuple(rules))
 

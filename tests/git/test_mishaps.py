@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.settings import parse_settings
 from tests.sandbox import Sandbox
 
 MODEL = "models/net.safetensors"
@@ -209,6 +211,13 @@ def test_settings_that_cannot_be_read_stop_a_commit_that_has_models(sandbox: San
     assert ".modelver.toml: not TOML" in said
     assert "hint: edit .modelver.toml" in said
     assert "modelver: nothing was committed\n" in said
+    for text, problem in (
+        ('[limits]\nfetch_max_bytes = "lots"\n', "limits.fetch_max_bytes is 'lots', expected a number of bytes"),
+        ('[[merge.rule]]\nstrategie = "mean"\n', "merge.rule 1: strategy is missing, found strategie"),
+    ):
+        with pytest.raises(BadMetadataError, match=problem) as refused:
+            parse_settings(text)
+        assert refused.value.hint == "edit .modelver.toml"
     settings.write_text('[security]\nrefused = "never"\n[zebra]\nx = 1\n')
     sandbox.git("add", ".")
     said = sandbox.git("commit", "-m", "one", ok=False)
