@@ -279,6 +279,9 @@ def _summary(merged: Merged) -> str:
     words = {"ours": "from ours", "theirs": "from theirs", "removed": "removed", "combined": "combined"}
     counts = merged.plan.counts()
     parts = [f"{counts[take]} {said}" for take, said in words.items() if counts.get(take)]
+    by_rule = sum(d.why.endswith(" by rule") for d in merged.plan.tensors)
+    if by_rule:
+        parts.append(f"{by_rule} of them changed on both sides, decided by rule")
     return f"{sum(counts.values())} tensors: " + (", ".join(parts) or "all the same")
 
 

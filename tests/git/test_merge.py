@@ -228,6 +228,13 @@ def test_an_aborted_merge_leaves_everything_as_it_was(clashing: Sandbox) -> None
     check_whole(clashing)
 
 
+def test_a_rule_that_leaves_a_side_out_is_told(sandbox: Sandbox) -> None:
+    (sandbox.path / ".modelver.toml").write_text('[merge]\nstrategy = "ours"\n')
+    fork(sandbox, CLASH)
+    done = sandbox.run("git", "merge", "-q", "other", "-m", "merge")
+    assert "2 from ours, 2 from theirs, 1 of them changed on both sides, decided by rule" in done.stderr
+
+
 def test_rules_decide_by_themselves(sandbox: Sandbox) -> None:
     settings = sandbox.path / ".modelver.toml"
     settings.write_text(
