@@ -9,14 +9,14 @@ from pathlib import Path
 
 from dvc_modelver.api.compare import selected_side
 from dvc_modelver.api.elsewhere import check_tags
-from dvc_modelver.api.select import Selected, select, warn_of_others
+from dvc_modelver.api.select import Selected, select, split_reference, warn_of_others
 from dvc_modelver.diff.changes import ModelDiff
 from dvc_modelver.diff.classify import is_widened
 from dvc_modelver.diff.compare import compare
 from dvc_modelver.errors import NotFoundError, RefusedError, UsageError, word
 from dvc_modelver.registry.sharing import TagTakenError, fetch_tags, find_remote, push_tags, take_theirs
 from dvc_modelver.registry.tags import ModelTag, bumped, check_name, create_tag, read_tags, version_key, versions_of
-from dvc_modelver.repository import Repository
+from dvc_modelver.repository import Repository, TrackedModel
 from dvc_modelver.worktree.unpushed import forget_tags, note_tag
 
 Say = Callable[[str], None]
@@ -74,7 +74,7 @@ def tag(
         folder: Anywhere in the work tree.
 
     Raises:
-        UsageError: Neither or both of `version` and `bump`, or the tag is there already.
+        UsageError: Neither or both of `version` and `bump`, or the tag is there already, or `name` names a version.
         NotFoundError: No such model, or no metadata at `rev`, or the clone has no tags.
         RefusedError: An automatic bump and nothing changed since the last version; or `confirm` said no; or somebody
             else pushed a tag of that name first.
@@ -86,7 +86,7 @@ def tag(
         )
     repo = Repository.open(folder)
     commit = repo.git.commit_of(rev)
-    model = repo.find_model(repo.at(commit), name)
+    model = _find_tagged(repo, commit, name, version)
     check_name(model.name)
     if model.metadata is None:
         raise NotFoundError(f"{rev}: has no metadata of {model.path}", hint=f"modelver add {word(model.path)}")
@@ -134,6 +134,21 @@ def tag(
         return made
     share(repo, remote, made.tag)
     return replace(made, pushed=remote)
+
+
+def _find_tagged(repo: Repository, commit: str, name: str, version: str | None) -> TrackedModel:
+    """Give the model of a name; where a version was named with it, say how that one is tagged."""
+    try:
+        return repo.find_model(repo.at(commit), name)
+    except NotFoundError:
+        if not any(split_reference(name)[1:]):
+            raise
+        meant = select(repo, name)
+        what = f"{version} {meant.commit[:8]}" if version is not None else f"{meant.commit[:8]} --bump auto"
+        raise UsageError(
+            f"{name}: expected the model's name alone, and the commit of an older version after it",
+            hint=f"modelver tag {word(meant.model.name)} {what}",
+        ) from None
 
 
 def remote_to_push_to(repo: Repository) -> str:

@@ -38,7 +38,7 @@ class _Group(TyperGroup):
         import difflib
 
         if args and args[0] not in self.commands:
-            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
+            close = difflib.get_close_matches(args[0], self.commands, n=1)
             raise UsageError(f"{args[0]}: no such command", hint=f"modelver {close[0]}" if close else "modelver --help")
         return super().resolve_command(ctx, args)
 
@@ -67,7 +67,7 @@ def run(args: list[str]) -> int:
         say("modelver: interrupted")
         return 130
     except _USAGE_ERROR as err:
-        return fail(UsageError(err.format_message(), hint=_usage_hint(err)))
+        return fail(UsageError(_usage_message(err), hint=_usage_hint(err, args)))
     except ModelverError as err:
         return fail(err)
     except BrokenPipeError:
@@ -100,9 +100,22 @@ _USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 
 """What typer raises for wrong arguments; it brings a click of its own, which has no public name."""
 
 
-def _usage_hint(err: Any) -> str:
+def _usage_message(err: Any) -> str:
+    """Give what typer says, in plain words where it names no command."""
+    text, context = str(err.format_message()), getattr(err, "ctx", None)
+    if context is None or not text.startswith("Got unexpected extra argument"):
+        return text
+    takes_some = any(param.param_type_name == "argument" for param in context.command.params)
+    extra = text.partition("(")[2].partition(") (")[2].removesuffix(")")
+    return f"{context.info_name}: " + ("too many arguments: " if takes_some else "takes no arguments, found ") + extra
+
+
+def _usage_hint(err: Any, args: list[str]) -> str:
     context = getattr(err, "ctx", None)
-    return f"{context.command_path} --help" if context is not None else "modelver --help"
+    if context is not None:
+        return f"{context.command_path} --help"
+    known = {_name_of(command) for command in app.registered_commands}
+    return f"modelver {args[0]} --help" if args and args[0] in known else "modelver --help"
 
 
 def _version(value: bool) -> None:
@@ -378,7 +391,11 @@ history.register(app)
 @app.command()
 def merge(
     patterns: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATTERN]...", help="Tensors that --take is for, like 'encoder.*'.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL|PATTERN|MODEL:PATTERN]...",
+            help="What --take is for: a model by path or name, tensors like 'encoder.*', or both ('net:encoder.*').",
+        ),
     ] = None,
     take: Annotated[
         str | None, typer.Option(metavar="S", help="Decide: ours, theirs, mean, or any other strategy.")

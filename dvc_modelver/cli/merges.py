@@ -10,7 +10,7 @@ from dvc_modelver.cli.cards import version_line
 from dvc_modelver.merge.threeway import Decision, Fact
 
 if TYPE_CHECKING:
-    from dvc_modelver.api.conflicts import MergeState
+    from dvc_modelver.api.conflicts import Conflict, MergeState
     from dvc_modelver.merge.models import Merged
 
 _HOW_MANY = 20
@@ -60,23 +60,37 @@ def state_document(found: MergeState) -> dict[str, Any]:
     """Give what a merge under way has decided, and what it has not."""
     return {
         "merged": [metadata.to_dict() for metadata in found.merged],
+        "kept": list(found.kept),
+        "removed": list(found.removed),
         "conflicts": [
-            {"path": one.path, "undecided": list(one.undecided), "why": list(one.lines)} for one in found.conflicts
+            {
+                "path": one.path, "undecided": list(one.undecided), "why": list(one.lines),
+                "removed_by": one.removed_by or None,
+            }
+            for one in found.conflicts
         ],
-    }
+    }  # fmt: skip
 
 
 def state_lines(found: MergeState) -> list[str]:
     """Give the same for people, as git status would say it."""
     lines = [f"merged {version_line(metadata)}" for metadata in found.merged]
+    lines += [f"kept {path}" for path in found.kept] + [f"removed {path}" for path in found.removed]
+    is_decided = bool(lines)
     for one in found.conflicts:
         count = len(one.undecided)
-        lines += [f"both modified: {one.path}" + (f": {count} undecided" if count else "")]
+        lines += [f"{_what(one)}: {one.path}" + (f": {count} undecided" if count else "")]
         lines += [f"  {line}" for line in one.lines[:_HOW_MANY]]
         if len(one.lines) > _HOW_MANY:
             lines.append(f"  and {len(one.lines) - _HOW_MANY} more (--json lists them)")
-    if found.conflicts:
-        lines.append("decide with: modelver merge --continue --take ours|theirs|mean [PATTERN]")
-    elif found.merged:
+    if any(not one.removed_by for one in found.conflicts):
+        lines.append("decide with: modelver merge --continue --take ours|theirs|mean [MODEL|PATTERN]")
+    elif is_decided and not found.conflicts:
         lines.append("staged; git commit (git rebase --continue...) concludes")
     return lines or ["no model is in conflict"]
+
+
+def _what(one: Conflict) -> str:
+    if not one.removed_by:
+        return "both modified"
+    return f"removed by {one.removed_by}, changed by {'theirs' if one.removed_by == 'ours' else 'ours'}"

@@ -46,6 +46,9 @@ class Chosen:
     is_whole: bool = False
 
 
+CONFLICT = "CONFLICT (model): "
+"""How a line about a model in conflict begins, as Git's own do."""
+
 MergedOut = tuple[str, int | None, int | None, bool]
 """md5, size and number of files of an output, and whether it is decided."""
 
@@ -165,12 +168,16 @@ class FileMerge:
             sides = {chosen.md5 == other.md5 for _, other, chosen in decided}
             if len(sides) == 1:
                 return replace_lock_stage(merged, stage, theirs) if sides.pop() else merged
-        self.say(f"{self.path}: stage {stage!r} was run on both sides: ours stands\nhint: {self._way_out()}")
+        for out, _, chosen in decided:
+            if not chosen.is_clean:
+                self.say(f"{CONFLICT}{out.path}: made by stage {stage!r} on both sides")
+        then = ", then modelver merge --continue" if decided else ""
+        self.say(f"{self.path}: stage {stage!r} was run on both sides: ours stands\nhint: {self._way_out()}{then}")
         return None
 
     def _way_out(self) -> str:
         if posixpath.basename(self.path) == "dvc.lock":
-            return "dvc repro, then git add dvc.lock"
+            return f"dvc repro, git add {word(self.path)}"
         return f"git checkout --theirs {word(self.path)} takes the other; then git add {word(self.path)}"
 
     def _outs(self, text: bytes) -> Mapping[str, Pointer]:
@@ -291,10 +298,10 @@ def told(model: str, outcome: Outcome) -> list[str]:
     if outcome.md5:
         return [f"merged {model}: {outcome.summary}", *outcome.notes]
     if not outcome.undecided:
-        return [f"CONFLICT (model): {model}: {outcome.conflicts[0]}", *outcome.conflicts[1:]]
+        return [f"{CONFLICT}{model}: {outcome.conflicts[0]}", *outcome.conflicts[1:]]
     count = len(outcome.conflicts)
     named = [f"  {line}" for line in outcome.conflicts[:3]] + ([f"  ... {count - 3} more"] if count > 3 else [])
     return [
-        f"CONFLICT (model): {model}: {count} not decided", *named,
-        "hint: modelver merge lists them; modelver merge --continue --take ours|theirs|mean [PATTERN] decides",
+        f"{CONFLICT}{model}: {count} not decided", *named,
+        "hint: modelver merge lists them; modelver merge --continue --take ours|theirs|mean [MODEL|PATTERN] decides",
     ]  # fmt: skip

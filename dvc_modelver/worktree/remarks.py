@@ -89,10 +89,13 @@ class Remarks:
         for path in kept_ours(self.repo):
             model = find_model_path(path)
             if model is not None and path == metadata_path(model):
-                self.say(
-                    f"warning: {model}: this commit keeps ours whole, nothing that theirs changed is in it\n"
-                    "hint: to merge them: git reset --hard HEAD~1, git merge again, then modelver merge --take ..."
-                )
+                from dvc_modelver.worktree.merge_files import is_of_pipeline  # and all that merges with it
+
+                what = f"warning: {model}: this commit keeps ours whole, nothing that theirs changed is in it"
+                hint = "to merge them: git reset --hard HEAD~1, git merge again, then modelver merge --take ..."
+                if is_of_pipeline(self.repo, model):
+                    hint = "dvc repro makes it anew, where what it is made from was merged"
+                self.say(f"{what}\nhint: {hint}")
 
     def name_left_out(self, found: Iterable[Seen]) -> None:
         """Name models that were retrained and that are not in the commit, or not as they are now."""

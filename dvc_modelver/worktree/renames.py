@@ -98,10 +98,11 @@ def _find_successor(repo: Repository, md5: str, commit: str, other: str) -> tupl
 
 
 def is_taken(repo: Repository, renamed: Renamed) -> bool:
-    """Whether ``modelver merge --take`` has decided it."""
+    """Whether ``modelver merge`` has concluded it with the side that renamed it, whole."""
     try:
-        return renamed.key in json.loads((repo.layout.state_dir / TAKEN).read_bytes())
-    except (OSError, ValueError):
+        taken = json.loads((repo.layout.state_dir / TAKEN).read_bytes())
+        return bool(taken.get(renamed.key, {}).get(""))
+    except (OSError, ValueError, AttributeError):
         return False
 
 

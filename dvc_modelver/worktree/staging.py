@@ -22,7 +22,7 @@ from dvc_modelver.worktree.handover import clear_gates, read_gates
 from dvc_modelver.worktree.law import Action
 from dvc_modelver.worktree.look import Seen
 from dvc_modelver.worktree.remarks import Remarks
-from dvc_modelver.worktree.resolved import HEADS
+from dvc_modelver.worktree.resolved import HEADS, kept_against_removal
 from dvc_modelver.worktree.safety import find_unsafe, find_unsafe_raw, refusal
 from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper
@@ -76,6 +76,8 @@ class Stager:
         for path in self._affected(changes, pointers, view):
             self._complete_one(path, pointers.get(path), {c.path for c in changes}, view)
         self._measure_amended()
+        for path in kept_against_removal(self.repo):
+            self.tracker.stage_ignore_line(path)  # the side that removed the model took it away
         self._name_opaque()
         self._refuse_unsafe()
         seen = self._settle()
@@ -393,7 +395,7 @@ class Stager:
             new = self.repo.metadata(view, path)
             if new is None or new.model.format != OPAQUE or not self._was_readable(path):
                 continue
-            why = find_defect(self.repo.top / path, path)
+            why = find_defect(self.repo.top / path, path).removeprefix(f"{path}: ")
             if is_folder_oid(new.md5):
                 raise RefusedError(
                     f"{path}: {why or 'no model any more'}",

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from dvc_modelver.cli import main
 from dvc_modelver.resources import read_schema
 from tests.sandbox import Sandbox, make_weights, md5_of
 
@@ -431,6 +432,22 @@ def test_the_python_api_has_the_same_words(three: Sandbox, monkeypatch: pytest.M
     assert len(load_file(three.path / MODEL)) == 10
     with pytest.raises(AttributeError):
         modelver.frobnicate  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["lgo"], "lgo: no such command\nhint: modelver log\n"),
+        (["push", "nope"], "push: takes no arguments, found nope\nhint: modelver push --help\n"),
+        (["show", "a", "b"], "show: too many arguments: b\nhint: modelver show --help\n"),
+        (["merge", "--take"], "Option '--take' requires an argument.\nhint: modelver merge --help\n"),
+    ],
+)
+def test_wrong_arguments_are_told_in_plain_words(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    assert capsys.readouterr().err == f"modelver: error: {said}"
 
 
 def test_help_names_every_command(sandbox: Sandbox) -> None:

@@ -236,6 +236,12 @@ def test_a_broken_model_is_committed_with_a_warning(sandbox: Sandbox) -> None:
     said = sandbox.run("git", "commit", "-m", "broken").stderr
     assert "recorded as an opaque file" in said
     assert "Traceback" not in said
+    md5 = sandbox.train("bad.safetensors", 1)
+    sandbox.git("commit", "-q", "-a", "-m", f"mended: {md5}")
+    (sandbox.path / "bad.safetensors").write_bytes(b"\xff" * 100_000)
+    said = sandbox.run("git", "commit", "-a", "-m", "broken again").stderr
+    assert "; committed as an opaque file" in said
+    assert "bad.safetensors: bad.safetensors:" not in said
 
 
 def test_commit_of_one_path_leaves_the_index_clean(sandbox: Sandbox) -> None:

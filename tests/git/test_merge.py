@@ -260,6 +260,7 @@ def test_a_model_that_ours_renamed_and_theirs_retrained(sandbox: Sandbox) -> Non
 
 
 NEW = "models/big.safetensors"
+MIXED = "layers.0.weight"
 
 
 def renamed_and_trained(box: Sandbox, theirs: Weights, strategy: str) -> None:
@@ -316,6 +317,25 @@ def test_a_renamed_model_in_conflict_is_never_committed_as_one_side(sandbox: San
     said = sandbox.git("commit", "--no-edit", ok=False)
     assert f"{NEW}: {MODEL} was renamed by theirs, and both sides trained it" in said
     assert "nothing was committed" in said
+    assert f"{NEW}: 1 undecided" in sandbox.modelver("merge", ok=False)
+    sandbox.modelver("merge", "--take", "mean", "net:*")
+    sandbox.git("commit", "--no-edit")
+    mean = ((OURS[MIXED].astype(np.float64) + CLASH[MIXED]) / 2).astype(np.float32)
+    assert is_same(on_disk(sandbox, NEW), JOINED | {MIXED: mean})
+    check_whole(sandbox, NEW)
+
+
+def test_a_renamed_model_is_listed_at_its_new_name_and_merged(sandbox: Sandbox) -> None:
+    renamed_and_trained(sandbox, THEIRS, "conflict")
+    sandbox.git("merge", "other", ok=False)
+    listed = sandbox.modelver("merge", ok=False)
+    assert f"{NEW}\n  was {MODEL}, which theirs renamed: modelver merge --continue merges it" in listed
+    assert "removed by" not in listed
+    sandbox.modelver("merge", "--continue")
+    sandbox.git("commit", "--no-edit")
+    assert is_same(on_disk(sandbox, NEW), JOINED)
+    assert not (sandbox.path / MODEL).exists()
+    check_whole(sandbox, NEW)
 
 
 def test_a_criss_cross_merge(forked: Sandbox) -> None:
@@ -385,12 +405,83 @@ def test_a_format_that_cannot_be_merged_is_taken_whole(sandbox: Sandbox) -> None
     check_whole(sandbox, "models/m.weights")
 
 
-def test_a_model_removed_on_one_side_is_left_to_git(forked: Sandbox) -> None:
+def remove_ours(box: Sandbox) -> None:
+    """Merge ``other``, which retrained the model, into a branch that removed it."""
+    box.modelver("rm", MODEL)
+    box.git("commit", "-q", "-m", "removed")
+    box.git("merge", "other", ok=False)
+
+
+def test_a_model_that_one_side_removed_is_one_conflict_and_can_be_kept(forked: Sandbox) -> None:
+    remove_ours(forked)
+    document = json.loads(forked.modelver("merge", "--json", ok=False))
+    assert [(one["path"], one["removed_by"]) for one in document["conflicts"]] == [(MODEL, "ours")]
+    assert forked.exit_code("merge", "--take", "mean") == 2
+    out = forked.modelver("merge", ok=False)
+    assert f"removed by ours, changed by theirs: {MODEL}" in out
+    assert f"keep it: modelver merge --take theirs {MODEL}" in out
+    assert f"kept {MODEL}" in forked.modelver("merge", "--take", "theirs", "net")
+    forked.git("commit", "-q", "-m", "merged")
+    assert is_same(on_disk(forked), THEIRS)
+    check_whole(forked)
+
+
+def test_a_model_that_one_side_removed_is_removed_with_its_weights(forked: Sandbox) -> None:
+    remove_ours(forked)
+    assert is_same(on_disk(forked), THEIRS)
+    assert f"removed {MODEL}" in forked.modelver("merge", "--take", "ours")
+    forked.git("commit", "-q", "-m", "merged")
+    assert forked.git("status", "--porcelain") == ""
+    assert not (forked.path / MODEL).parent.exists()
+
+
+def test_a_model_that_theirs_removed_and_that_is_added_by_hand_is_ignored_again(forked: Sandbox) -> None:
+    forked.git("switch", "-q", "other")
     forked.modelver("rm", MODEL)
     forked.git("commit", "-q", "-m", "removed")
+    forked.git("switch", "-q", "main")
     forked.git("merge", "other", ok=False)
-    assert "removed by ours, changed by theirs" in forked.modelver("merge", ok=False)
-    assert forked.exit_code("merge") == 1
+    forked.git("add", ".")
+    assert forked.exit_code("merge") == 0
+    assert "keeps ours whole" not in forked.run("git", "commit", "-m", "merged").stderr
+    assert is_same(on_disk(forked), OURS)
+    check_whole(forked)
+
+
+def test_a_model_that_one_side_measured_and_the_other_removed(sandbox: Sandbox) -> None:
+    """Of its files only the metadata is in conflict; the others come from the commit that has them."""
+    put(sandbox, BASE)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "base")
+    sandbox.git("switch", "-q", "-c", "other")
+    sandbox.modelver("refresh", "net", "--metric", "val_acc=0.9")
+    sandbox.git("commit", "-q", "-am", "measured")
+    sandbox.git("switch", "-q", "main")
+    remove_ours(sandbox)
+    sandbox.modelver("merge", "--take", "theirs")
+    sandbox.git("commit", "-q", "-m", "merged")
+    assert metadata(sandbox)["training"]["metrics"] == {"val_acc": 0.9}
+    check_whole(sandbox)
+
+
+def test_one_of_several_models_is_decided_by_its_name(sandbox: Sandbox) -> None:
+    paths = {name: f"models/{name}.safetensors" for name in ("n1", "n2", "n3")}
+    names = ("layers.0.weight", "layers.1.weight")
+    ours, theirs = moved(BASE, 1, *names), moved(BASE, 2, *names)
+    for branch, weights in (("main", BASE), ("other", theirs), ("main", ours)):
+        sandbox.git("switch", "-q", *(["-c", "other"] if branch == "other" else ["main"]))
+        for path in paths.values():
+            put(sandbox, weights, path)
+        sandbox.git("add", ".")
+        sandbox.git("commit", "-q", "-am", branch)
+    sandbox.git("merge", "other", ok=False)
+    said = sandbox.modelver("merge", "--take", "theirs", paths["n1"], "n2:layers.0.*", ok=False)
+    assert "n2.safetensors: 1 undecided" in said
+    assert "n3.safetensors: 2 undecided" in said
+    assert is_same(on_disk(sandbox, paths["n1"]), theirs)
+    sandbox.modelver("merge", "--take", "ours")
+    assert is_same(on_disk(sandbox, paths["n2"]), ours | {names[0]: theirs[names[0]]})
+    assert is_same(on_disk(sandbox, paths["n3"]), ours)
 
 
 @pytest.fixture
@@ -419,6 +510,7 @@ def pipeline(sandbox: Sandbox) -> Sandbox:
 
 def test_a_pipelines_model_that_both_sides_made_is_a_conflict(pipeline: Sandbox) -> None:
     said = pipeline.git("merge", "other", ok=False)
+    assert "CONFLICT (model): m.safetensors: made by stage 'train' on both sides" in said
     assert "stage 'train' was run on both sides: ours stands" in said
     lock = (pipeline.path / "dvc.lock").read_text()
     ours = pipeline.md5("m.safetensors")
@@ -426,10 +518,27 @@ def test_a_pipelines_model_that_both_sides_made_is_a_conflict(pipeline: Sandbox)
     assert ours in lock
     assert "x.txt" in lock
     assert pipeline.metadata_md5("m.safetensors") == ours
-    assert "dvc repro" in pipeline.modelver("merge", ok=False)
+    listed = pipeline.modelver("merge", ok=False)
+    assert "\n  hint: dvc repro, git add dvc.lock, then modelver merge --continue\n" in listed
     pipeline.modelver("merge", "--take", "theirs")
     assert is_same(on_disk(pipeline, "m.safetensors"), THEIRS)
     assert pipeline.md5("m.safetensors") in (pipeline.path / "dvc.lock").read_text()
+
+
+def test_a_pipelines_model_that_was_made_anew_concludes_the_merge(pipeline: Sandbox) -> None:
+    save_file(JOINED, pipeline.path / "w3")
+    pipeline.git("merge", "other", ok=False)
+    pipeline.write("params.json", json.dumps({"seed": 3}))
+    pipeline.dvc("repro", "-q")
+    assert pipeline.exit_code("merge", "--continue") == 1
+    pipeline.git("add", "dvc.lock", "params.json")
+    assert pipeline.exit_code("merge") == 1
+    assert "merged m version" in pipeline.modelver("merge", "--continue")
+    pipeline.git("commit", "-q", "-m", "merged")
+    assert is_same(on_disk(pipeline, "m.safetensors"), JOINED)
+    assert pipeline.metadata_md5("m.safetensors") == pipeline.md5("m.safetensors")
+    assert pipeline.git("status", "--porcelain") == "?? w3\n"
+    assert "up to date" in pipeline.dvc("status")
 
 
 def test_a_pipelines_model_is_merged_where_a_strategy_is_chosen(pipeline: Sandbox) -> None:

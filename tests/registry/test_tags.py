@@ -116,6 +116,12 @@ def test_an_older_commit_may_have_a_version_and_is_warned_of(registry: Registry)
         f"is older than net@v1.2.0 ({registry.git('rev-parse', 'net@v1.2.0^{}')[:8]}), the highest version so far"
     )
     assert [t.version for t in versions_of(read_tags(Git(registry.path), "net"))] == ["v1.0.0", "v1.0.5", "v1.2.0"]
+    with pytest.raises(UsageError, match="expected the model's name alone") as caught:
+        api.tag("net@v1.0.5", "v1.0.6", folder=registry.path)
+    assert (
+        caught.value.hint
+        == f"modelver tag net v1.0.6 {registry.git('rev-parse', '--short=8', 'net@v1.0.5^{}').strip()}"
+    )
 
 
 def test_of_two_versions_pushed_at_once_one_wins(registry: Registry) -> None:
