@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,7 +165,7 @@ def upload(repo: Repository, wanted: Iterable[Wanted], say: Say, *, remote_name:
             raise ObjectMissing(
                 f"{len(lost)} object{'s' * (len(lost) > 1)} neither in the cache nor on {urls}: {names}",
                 hint="modelver fsck --remote --all --repair looks everywhere else; or push from the machine that has "
-                "them; or MODELVER_SKIP=1 git push to send the commits without",
+                "them; or MODELVER_SKIP=1 git push to send the commits without, later modelver push where they are",
             )
         for plan in plans:
             for md5 in plan.todo:
@@ -319,6 +319,14 @@ def fetch(repo: Repository, wanted: Iterable[Wanted], say: Say, *, max_bytes: in
             else:
                 done.md5s.add(item.md5)
     return done
+
+
+def by_reason(failed: Mapping[str, str]) -> list[tuple[list[str], str]]:
+    """Give the paths that share a reason, with it, so that a remote out of reach is not named once a model."""
+    paths: dict[str, list[str]] = {}
+    for path, why in failed.items():
+        paths.setdefault(why, []).append(path)
+    return [(some, why) for why, some in paths.items()]
 
 
 def known_refs(remote: str, remote_oid: str) -> list[str]:

@@ -12,9 +12,12 @@ modelver_run_kept() { # with the same arguments and input
     MODELVER_NESTED="$modelver_name $PWD" "$modelver_kept" "$@"
 }
 
-modelver_is_off() { # MODELVER_SKIP=1, or a hook that we run has run us
+# True with MODELVER_SKIP=1; where a hook that we run has run us; and while pre-commit (the framework) checks files out to put
+# aside what is not staged: "git apply", which runs no hook, brings it back, and would find other weights on disk.
+modelver_is_off() {
     unset GIT_INTERNAL_SUPER_PREFIX # of checkout --recurse-submodules; most Git commands refuse to run with it
-    [ "${MODELVER_SKIP:-}" = 1 ] || [ "${MODELVER_NESTED:-}" = "$modelver_name $PWD" ]
+    [ "${MODELVER_SKIP:-}" = 1 ] || [ "${MODELVER_NESTED:-}" = "$modelver_name $PWD" ] ||
+        [ "${_PRE_COMMIT_SKIP_POST_CHECKOUT:-}" = 1 ]
 }
 
 modelver_hook() { # run the part in Python: the interpreter that installed this, else the program on PATH

@@ -64,13 +64,15 @@ def sandbox(tmp_path: Path, template: list[Path]) -> Sandbox:
     box = Sandbox(tmp_path / "work")
     if not template[0].exists():
         box.path.mkdir()
-        box.modelver("init", "--remote", "/the/remote")
+        box.modelver("init", "--remote", str(template[0].parent / "remote"))
         box.git("add", ".")
         box.git("commit", "-q", "-m", "set up")
         shutil.copytree(box.path, template[0], symlinks=True)
     else:
         shutil.copytree(template[0], box.path, symlinks=True)
     config = box.path / ".dvc/config"
-    config.write_text(config.read_text().replace("/the/remote", str(tmp_path / "remote")))
+    remote = tmp_path / "remote"
+    remote.mkdir()
+    config.write_text(config.read_text().replace(str(template[0].parent / "remote"), str(remote)))
     box.git("commit", "-q", "-am", "where the remote is")
     return box

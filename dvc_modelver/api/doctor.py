@@ -16,6 +16,7 @@ from dvc_modelver.git.notes_transport import lacking
 from dvc_modelver.registry.notes import PATTERN
 from dvc_modelver.repository import Repository
 from dvc_modelver.settings import SETTINGS_FILE, unknown_hint
+from dvc_modelver.store.dvcconfig import folder_hint, lacks_folder
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 
 
@@ -165,8 +166,11 @@ def _check_dvc(repo: Repository) -> list[Finding]:
         )
     else:
         url = settings.remotes[name]
-        problem = "" if "://" in url or not os.path.lexists(url) or os.path.isdir(url) else "not a folder"
-        hint = f"dvc remote modify {name} url URL" if problem else ""
+        problem, hint = "", ""
+        if lacks_folder(url):
+            problem, hint = "does not exist (not mounted?)", folder_hint(url)
+        elif "://" not in url and not os.path.isdir(url):
+            problem, hint = "not a folder", f"dvc remote modify {name} url URL"
         found.append(Finding("DVC remote", f"{name} -> {url}", origin, problem, hint))
     return found
 

@@ -109,13 +109,14 @@ def fsck(
         _check_history(repo, result, deep=deep)
     options = {"--remote": remote, "--deep": deep, "--all": everything, "--repair": True}
     hint = " ".join(["modelver fsck", *(option for option, given in options.items() if given)])
+    hints = _Hints() if repair else _Hints(hint, f"modelver fsck --remote --all --repair; else {_ASK}")
     with held(repo.layout.common_dir / "modelver", say, alone=False):
         groups: dict[tuple[Path, str | None, bool], list[Wanted]] = {}
         for item in _wanted(repo, everything=everything):
             key = (repo.dvc_root(item.pointer.file), item.pointer.remote, item.pointer.legacy)
             groups.setdefault(key, []).append(item)
         for (root, name, legacy), items in groups.items():
-            checker = _Checker(repo, root, name, result, hint, legacy=legacy, asking=remote or deep, deep=deep)
+            checker = _Checker(repo, root, name, result, hints, legacy=legacy, asking=remote or deep, deep=deep)
             checker.check(items, repair=repair)
     _check_metadata(repo, result)
     return result
@@ -195,17 +196,28 @@ class _Part:
     size: int | None
 
 
+_ASK = "ask whoever committed it to run: modelver push"
+
+
+@dataclass(frozen=True)
+class _Hints:
+    """What to run where an object can be mended from here, and where it is lost; once mending was tried, ask others."""
+
+    mend: str = _ASK
+    lost: str = _ASK
+
+
 class _Checker:
     """Checks the outputs of one DVC repository that have one remote and one layout."""
 
     def __init__(
-        self, repo: Repository, root: Path, name: str | None, result: Fsck, hint: str, *,
+        self, repo: Repository, root: Path, name: str | None, result: Fsck, hints: _Hints, *,
         legacy: bool, asking: bool, deep: bool,
     ) -> None:  # fmt: skip
         self.repo, self.root, self.name, self.result = repo, root, name, result
         self.legacy, self.asking, self.deep = legacy, asking, deep
         self.cache = Cache(read_dvc_settings(root))
-        self.repair_hint = hint
+        self.hints = hints
         self._remote: Remote | None = None
         self._lines: dict[tuple[str, str, str, str], list[_Part]] = {}
 
@@ -297,19 +309,19 @@ class _Checker:
 
     def _judge(self, part: _Part, cached: str, sizes: dict[str, int], whole_there: set[str]) -> None:
         if cached == "damaged":
-            self._add(part, "{} in the cache with other bytes than its name says", self.repair_hint)
+            self._add(part, "{} in the cache with other bytes than its name says", self.hints.mend)
         elif cached == "absent" and part.md5 not in whole_there:
             if self._is_in_work_tree(part):
-                self._add(part, "{} in the work tree alone, not in the cache", self.repair_hint)
+                self._add(part, "{} in the work tree alone, not in the cache", self.hints.mend)
             elif part.md5 in sizes:
-                self._add(part, f"{{}} on {self.remote.url} with other bytes, and not in the cache", _LOST_HINT)
+                self._add(part, f"{{}} on {self.remote.url} with other bytes, and not in the cache", self.hints.lost)
             else:
-                self._add(part, "{} neither in the cache nor on the remote", _LOST_HINT)
+                self._add(part, "{} neither in the cache nor on the remote", self.hints.lost)
         elif self.asking and part.item.pointer.push and part.md5 not in whole_there:
             if part.md5 in sizes:
-                self._add(part, f"{{}} on {self.remote.url} with other bytes", self.repair_hint)
+                self._add(part, f"{{}} on {self.remote.url} with other bytes", self.hints.mend)
             else:
-                self._add(part, f"{{}} not on {self.remote.url}", self.repair_hint)
+                self._add(part, f"{{}} not on {self.remote.url}", self.hints.mend)
 
     def _is_in_work_tree(self, part: _Part) -> bool:
         file = self.repo.top / part.path
@@ -427,9 +439,6 @@ class _Checker:
                     yield remote.url, opened
         except EnvironmentFailed:
             return  # a remote that is not the one asked for may be out of reach
-
-
-_LOST_HINT = "modelver fsck --remote --all --repair; else ask whoever committed it to run: modelver push"
 
 
 def _open_file(path: Path) -> BinaryIO:

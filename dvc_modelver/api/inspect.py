@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from dvc_modelver.api.elsewhere import open_repository
@@ -22,6 +23,8 @@ from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.registry.signatures import Signature, verify_tag
 from dvc_modelver.registry.tags import ModelTag, read_tags
 from dvc_modelver.repository import Repository, TrackedModel
+from dvc_modelver.store.cache import Cache
+from dvc_modelver.store.dvcconfig import folder_hint, lacks_folder
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.gate import MAX_GATE_BYTES, find_gate
 from dvc_modelver.transfer import objects_of_commits
@@ -132,8 +135,10 @@ def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
     if not repo.git.text("remote"):
         yield ModelStatus(".", "unpushed", "no Git remote: the commits are only here", "git remote add origin URL")
         return
-    for item in objects_of_commits(repo, "HEAD", ["--remotes"]):
-        yield ModelStatus(item.path, "unpushed", f"object {item.md5[:8]} is in commits not pushed", "git push")
+    new = {(item.path, item.md5) for item in objects_of_commits(repo, "HEAD", ["--remotes"])}
+    for path, md5 in sorted(new):
+        yield ModelStatus(path, "unpushed", f"object {md5[:8]} is in commits not pushed", "git push")
+    yield from _unsent(repo, new)
     for ref in unsent(repo.objects):
         what = "evaluations" if ref == EVALUATIONS_REF else "backfilled metadata"
         yield ModelStatus(ref, "unpushed", f"{what} that no remote has", "git push")
@@ -144,6 +149,24 @@ def _unpushed(repo: Repository) -> Iterator[ModelStatus]:
             yield ModelStatus(made.tag, "refused", f"{remote} has another tag of that name", fix)
         else:
             yield ModelStatus(made.tag, "unpushed", "this tag is only here", f"git push {remote} {word(made.tag)}")
+
+
+def _unsent(repo: Repository, new: set[tuple[str, str]]) -> Iterator[ModelStatus]:
+    """Give what HEAD needs of remotes that are local folders and is not there; others would have to be asked."""
+    absent = set()
+    known = cache(read_dvc_settings)
+    for pointer in repo.pointers(repo.at("HEAD")):
+        settings = known(repo.dvc_root(pointer.file))
+        url = settings.remotes.get(pointer.remote or settings.default_remote or "", "://")
+        if "://" in url or not (pointer.md5 and pointer.cache and pointer.push) or (pointer.path, pointer.md5) in new:
+            continue
+        if lacks_folder(url):
+            absent.add(url)
+        elif not Cache(settings.at(Path(url))).has_alone(pointer.md5, legacy=pointer.legacy):
+            what = f"object {pointer.md5[:8]} is not on {url}, though its commit was pushed"
+            yield ModelStatus(pointer.path, "unpushed", what, "modelver push")
+    for url in sorted(absent):
+        yield ModelStatus(".", "unpushed", f"{url}: does not exist (not mounted?)", folder_hint(url))
 
 
 def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set[str]) -> ModelStatus | None:

@@ -19,7 +19,7 @@ from dvc_modelver.registry.notes import PATTERN
 from dvc_modelver.repository import Repository
 from dvc_modelver.resources import PROBE, START, read_template
 from dvc_modelver.settings import GATE_SUFFIXES, SETTINGS_FILE
-from dvc_modelver.store.dvcconfig import find_dvc_root
+from dvc_modelver.store.dvcconfig import find_dvc_root, lacks_folder
 from dvc_modelver.store.dvcconfig import read_settings as read_dvc_settings
 from dvc_modelver.store.temp import remove
 from dvc_modelver.worktree.merging import MERGES
@@ -140,7 +140,7 @@ def init(
         _run_dvc(root, "init", "--quiet")
         steps.append(Step("DVC repository", str(root / ".dvc")))
     if remote is not None:
-        steps.append(_set_remote(root, remote))
+        steps += _set_remote(root, remote)
     if not (layout.top / SETTINGS_FILE).exists():
         write_file(layout.top / SETTINGS_FILE, read_template("modelver.toml").encode())
         steps.append(Step("settings, all defaults", str(layout.top / SETTINGS_FILE)))
@@ -155,12 +155,13 @@ def _run_dvc(folder: Path, *args: str) -> None:
         raise EnvironmentFailed(f"dvc {args[0]}: {last}", hint=f"cd {folder} && dvc {' '.join(args)}")
 
 
-def _set_remote(root: Path, url: str) -> Step:
+def _set_remote(root: Path, url: str) -> list[Step]:
+    """Make a remote the default one; a local folder is made here, so that one which is gone later is missed."""
     settings = read_dvc_settings(root)
     known = {settings.remotes.get(settings.default_remote or "")}
     absolute = url if "://" in url else str(Path(url).expanduser().resolve())
     if known & {url, absolute}:
-        return Step(f"DVC remote {settings.default_remote!r} -> {url}", str(root / ".dvc/config"), changed=False)
+        return [Step(f"DVC remote {settings.default_remote!r} -> {url}", str(root / ".dvc/config"), changed=False)]
     if settings.default_remote:
         raise UsageError(
             f"{root / '.dvc/config'}: the default remote is {known.pop()}, not {url}",
@@ -169,8 +170,12 @@ def _set_remote(root: Path, url: str) -> Step:
     name = "storage" if "storage" not in settings.remotes else "modelver"
     is_relative = "://" not in url and not Path(url).expanduser().is_absolute()
     place = os.path.relpath(absolute, root.resolve()) if is_relative else absolute  # a clone may lie elsewhere
+    made = []
+    if lacks_folder(absolute):
+        Path(absolute).mkdir(parents=True)
+        made.append(Step("folder", absolute))
     _run_dvc(root, "remote", "add", "--quiet", "--default", name, place)
-    return Step(f"DVC remote {name!r} -> {url}", str(root / ".dvc/config"))
+    return [*made, Step(f"DVC remote {name!r} -> {url}", str(root / ".dvc/config"))]
 
 
 def install(folder: str | Path = ".", *, fsmonitor: bool | None = None, with_hooks: bool = True) -> list[Step]:

@@ -140,7 +140,7 @@ class _Adder:
         models = [m for m in self.repo.models(self.repo.work_tree) if m.metadata is None]
         missing = [Wanted(m.pointer) for m in models if not (self.repo.top / m.path).exists()]
         got = fetch(self.repo, missing, self.say)
-        for line in got.failed.values():
+        for line in dict.fromkeys(got.failed.values()):
             self.say(line)
         return [m.path for m in models if m.pointer.md5 not in got.failed]
 

@@ -121,7 +121,7 @@ def status_document(found: Sequence[ModelStatus]) -> dict[str, Any]:
 def status_lines(found: Sequence[ModelStatus]) -> list[str]:
     """Give one line per model that needs attention."""
     if not found:
-        return ["nothing to do: every model is described, committed and pushed"]
+        return ["nothing to do: every model is described, and its commit is pushed"]
     width = max(len(s.state) for s in found)
     return [f"{s.state:<{width}}  {s.path}  ({s.detail}" + (f"; {s.hint})" if s.hint else ")") for s in found]
 

@@ -10,6 +10,7 @@ import typer
 from dvc_modelver import api
 from dvc_modelver.cli.output import JsonFlag, emit_json, emit_lines, say
 from dvc_modelver.progress import human_bytes
+from dvc_modelver.transfer import by_reason
 
 if TYPE_CHECKING:
     from dvc_modelver.api.fsck import Fsck
@@ -57,8 +58,8 @@ def pull(
         emit_json({"restored": done.restored, "current": done.current, "kept": done.kept, "failed": done.failed})
     else:
         emit_lines(_pull_lines(done))
-    for path, why in done.failed.items():
-        say(f"modelver: error: {path}: {why}")
+    for paths, why in by_reason(done.failed):
+        say(f"modelver: error: {', '.join(paths)}: {why}")
     return 4 if done.failed else 0
 
 

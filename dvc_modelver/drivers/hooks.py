@@ -97,9 +97,9 @@ def _prepare_commit_msg(repo: Repository, args: list[str]) -> None:
     prepare(repo, args)
 
 
-def _follow(repo: Repository, _args: list[str]) -> None:
+def _follow(repo: Repository, args: list[str]) -> None:
     """The work tree may be another version's now: the models follow, from the cache or the remote."""
-    from dvc_modelver.transfer import Wanted, fetch
+    from dvc_modelver.transfer import Wanted, by_reason, fetch
     from dvc_modelver.worktree.law import Action
     from dvc_modelver.worktree.sync import apply_law
 
@@ -111,10 +111,12 @@ def _follow(repo: Repository, _args: list[str]) -> None:
             note_followed(repo.layout)
             return
         wanted = {seen.path: Wanted(replace(seen.model.pointer, md5=seen.decision.target)) for seen in left}
-        if _was_told(repo, wanted.values()):
+        rewritten_by = args[0] if args else os.environ.get("PRE_COMMIT_REWRITE_COMMAND")
+        under_way = "" if rewritten_by == "rebase" else find_under_way(repo)  # Git asks post-rewrite at its end
+        if (under_way == "a rebase" and not _stops(repo)) or _was_told(repo, wanted.values(), under_way):
             return
-        if is_in_progress(repo):
-            reasons = dict.fromkeys(wanted, "not fetched in the middle of a rebase or bisect")
+        if under_way:
+            reasons = dict.fromkeys(wanted, f"not fetched in the middle of {under_way}")
         else:
             limit = repo.settings.fetch_max_bytes
             done = fetch(repo, wanted.values(), say, max_bytes=limit)
@@ -125,8 +127,9 @@ def _follow(repo: Repository, _args: list[str]) -> None:
                 f"larger than limits.fetch_max_bytes ({human_bytes(limit)})" if limit else "limits.fetch_max_bytes is 0"
             )
             reasons |= {i.path: why for i in done.skipped}
-    for path, why in reasons.items():
-        say(f"{path}: still the weights of before: {why}\nhint: modelver pull {word(path)}")
+    for paths, why in by_reason(reasons):
+        hint = " ".join(["modelver pull", *map(word, paths)])
+        say(f"{', '.join(paths)}: still the weights of before: {why}\nhint: {hint}")
 
 
 def note_followed(layout: Layout) -> None:
@@ -142,12 +145,12 @@ def expect_models(layout: Layout) -> None:
         write_state(layout.state_dir, State())
 
 
-def _was_told(repo: Repository, wanted: Iterable[Wanted]) -> bool:
+def _was_told(repo: Repository, wanted: Iterable[Wanted], under_way: str) -> bool:
     """Whether another hook of the same Git command tried for these objects already; it is, from now on."""
     from dvc_modelver.worktree.state import write_file
 
     command = os.environ.get("MODELVER_GIT_PID", "")
-    text = " ".join([command, str(is_in_progress(repo)), *sorted(w.md5 for w in wanted)]).encode()
+    text = " ".join([command, under_way, *sorted(w.md5 for w in wanted)]).encode()
     note = repo.layout.state_dir / "told"
     if command and note.is_file() and note.read_bytes() == text:
         return True
@@ -155,10 +158,28 @@ def _was_told(repo: Repository, wanted: Iterable[Wanted]) -> bool:
     return False
 
 
-def is_in_progress(repo: Repository) -> bool:
-    """Whether a rebase, or a bisect, is under way."""
-    names = ("rebase-merge", "rebase-apply", "BISECT_LOG")
-    return any((repo.layout.git_dir / name).exists() for name in names)
+def find_under_way(repo: Repository) -> str:
+    """Give what is under way, in which versions come and go that nobody waits for; empty where nothing is.
+
+    A rebase that only checked out what it builds on is not yet: most of those weights will be needed at its end.
+    """
+    names = {
+        "rebase-merge/msgnum": "a rebase",
+        "rebase-apply/applying": "git am",
+        "rebase-apply": "a rebase",
+        "BISECT_LOG": "a bisect",
+    }
+    return next((what for name, what in names.items() if (repo.layout.git_dir / name).exists()), "")
+
+
+def _stops(repo: Repository) -> bool:
+    """Whether a rebase hands over to its user at this step; else it goes on, and fetches what is needed at its end."""
+    try:
+        done = (repo.layout.git_dir / "rebase-merge/done").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        done = ""
+    step = done.rstrip("\n").rpartition("\n")[2].split(" ")[0]
+    return step in ("edit", "e", "break", "b", "exec", "x") or bool(repo.git.unmerged())
 
 
 def pushed_refs(repo: Repository) -> list[str]:

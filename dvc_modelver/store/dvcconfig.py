@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dvc_modelver.errors import BadMetadataError
+from dvc_modelver.errors import BadMetadataError, word
 
 DEFAULT_LINKS = ("reflink", "copy")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -114,6 +114,16 @@ def _resolved(value: str, file: Path) -> str:
         return value
     path = os.path.expanduser(value)
     return path if os.path.isabs(path) else os.path.normpath(file.parent / path)
+
+
+def lacks_folder(url: str) -> bool:
+    """Whether a remote's URL, as in `DvcSettings.remotes`, is a local path at which nothing is."""
+    return "://" not in url and not os.path.exists(url)
+
+
+def folder_hint(url: str) -> str:
+    """Give what to do where a remote's folder is not there; a push does not make it, since it may not be mounted."""
+    return f"mount it; or, where it is to be new: mkdir -p {word(url)}"
 
 
 def share_cache(root: Path, main_root: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from dvc_modelver.errors import EnvironmentFailed, ModelverError, ObjectMissing
 from dvc_modelver.store.cache import Cache
-from dvc_modelver.store.dvcconfig import read_settings
+from dvc_modelver.store.dvcconfig import folder_hint, lacks_folder, read_settings
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
@@ -120,7 +120,9 @@ class Remote:
         return oids - self.sizes(oids, legacy=legacy).keys()
 
     def _check_reachable(self, odb: Any) -> None:
-        """Let a bucket that is not there, or is not ours, be an error rather than 'nothing is there'."""
+        """Let a folder or bucket that is not there, or is not ours, be an error rather than 'nothing is there'."""
+        if lacks_folder(self._url):
+            raise EnvironmentFailed(f"{self.url}: does not exist (not mounted?)", hint=folder_hint(self.url))
         if self._url.startswith("s3://"):
             bucket = odb.path.split("/")[0]
             odb.fs.fs.call_s3("head_bucket", Bucket=bucket) if hasattr(odb.fs.fs, "call_s3") else odb.fs.fs.ls(bucket)
@@ -243,6 +245,7 @@ class Remote:
                     odb.fs.fs.open(odb.oid_to_path(oid), "rb", block_size=block_bytes, cache_type="readahead"),
                 )
             except FileNotFoundError as err:
+                self._check_reachable(odb)
                 raise ObjectMissing(f"object {oid[:8]}: not on {self.url}", hint="modelver fsck --remote") from err
 
 

@@ -42,6 +42,34 @@ def test_a_checkout_fetches_as_much_as_the_settings_say(two: Sandbox, limit: str
     assert two.md5(MODEL) == second
 
 
+def test_a_rebase_fetches_what_it_builds_on_and_what_it_ends_with(box: Sandbox) -> None:
+    own = train(box, 3, "own.safetensors")
+    box.git("commit", "-q", "--allow-empty", "-m", "later")
+    box.git("checkout", "-q", "-b", "theirs", "HEAD~2")
+    theirs = train(box, 2)
+    box.git("push", "-q", "origin", "theirs", "main")
+    box.git("checkout", "-q", "main")
+    for md5 in (own, theirs):
+        box.drop(md5)
+    (box.path / "own.safetensors").unlink()
+    said = box.run("git", "rebase", "theirs").stderr
+    assert said.count("modelver: fetching 1 object") == 2
+    assert "still the weights of before" not in said
+    assert (box.md5(MODEL), box.md5("own.safetensors")) == (theirs, own)
+
+
+def test_a_rebase_that_stops_says_what_it_did_not_fetch(box: Sandbox) -> None:
+    own = train(box, 3, "own.safetensors")
+    box.git("push", "-q")
+    box.git("checkout", "-q", "-b", "base", "HEAD~1")
+    box.drop(own)
+    box.git("checkout", "-q", "main", MODELVER_SKIP="1")
+    said = box.run("git", "rebase", "-i", "--no-ff", "base", env={"GIT_SEQUENCE_EDITOR": "sed -i s/^pick/edit/"}).stderr
+    assert "own.safetensors: still the weights of before: not fetched in the middle of a rebase" in said
+    assert "modelver: fetching 1 object" in box.run("git", "rebase", "--continue").stderr
+    assert box.md5("own.safetensors") == own
+
+
 def test_what_the_remote_has_damaged_is_not_used(two: Sandbox, tmp_path: Path) -> None:
     second, first = two.md5(MODEL), two.git("show", f"HEAD~1:{MODEL}.dvc").split("md5: ")[1][:32]
     there = at(tmp_path / "remote", first)

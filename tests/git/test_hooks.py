@@ -286,6 +286,7 @@ def test_dvc_install_before_us(plain: Sandbox) -> None:
     plain.dvc("add", "-q", "data.csv")
     plain.git("add", ".")
     plain.git("commit", "-q", "-m", "data")
+    (plain.path.parent / "remote").mkdir(exist_ok=True)
     said = plain.run("git", "push", "origin", "HEAD")
     assert "1 file pushed" in said.stdout + said.stderr  # dvc push, by its pre-push hook
     plain.modelver("uninstall")
@@ -324,6 +325,16 @@ def commit_model(box: Sandbox, seed: int, log: Path) -> list[str]:
     return log.read_text().splitlines()
 
 
+def leave_out(box: Sandbox, seed: int) -> None:
+    """Commit another file; the framework puts aside the metadata of the model, which was retrained."""
+    md5 = box.train(MODEL, seed)
+    box.write("notes.txt", str(seed))
+    box.git("add", "notes.txt")
+    box.git("commit", "-q", "-m", "not the model", LOG=os.devnull, PRE_COMMIT_HOME=str(box.path.parent / "pc"))
+    assert box.git("show", "--name-only", "--format=").split() == ["notes.txt"]
+    assert box.md5(MODEL) == box.metadata_md5(MODEL) == md5
+
+
 @pytest.fixture
 def framework(plain: Sandbox) -> Sandbox:
     pytest.importorskip("pre_commit")
@@ -340,6 +351,7 @@ def test_pre_commit_before_us(framework: Sandbox, tmp_path: Path) -> None:
     before = state_of(folder)
     framework.modelver("install")
     assert commit_model(framework, 1, log) == ["pre-commit::", "framework"]
+    leave_out(framework, 2)
     framework.modelver("uninstall")
     assert state_of(folder) == before
 
@@ -351,6 +363,7 @@ def test_pre_commit_after_us(framework: Sandbox, tmp_path: Path) -> None:
     framework.modelver("install")
     pre_commit(framework, "install")
     assert commit_model(framework, 1, log) == ["pre-commit::", "framework"]
+    leave_out(framework, 3)
     framework.modelver("install")
     assert "pre-commit" in framework.modelver("doctor", ok=False)
     assert commit_model(framework, 2, log) == ["pre-commit::", "framework"]
@@ -392,6 +405,7 @@ def test_the_hooks_for_pre_commit_are_the_same_checks(framework: Sandbox, tmp_pa
     local = [{**hook, "language": "system"} for hook in offered]
     framework.write(".pre-commit-config.yaml", yaml.safe_dump({"repos": [{"repo": "local", "hooks": local}]}))
     framework.dvc("remote", "add", "-q", "-d", "store", "../remote")
+    (tmp_path / "remote").mkdir()
     framework.modelver("install", "--no-hooks")
     stages = {stage for hook in offered for stage in hook["stages"]}
     pre_commit(framework, "install", *(f"--hook-type={stage}" for stage in sorted(stages)))
@@ -428,6 +442,7 @@ def test_git_lfs_beside_us(plain: Sandbox, tmp_path: Path, first: str) -> None:
     plain.write("big.bin", "x" * 1000)
     plain.train(MODEL, 1)
     plain.dvc("remote", "add", "-q", "-d", "store", "../remote")
+    (tmp_path / "remote").mkdir()
     plain.git("add", ".")
     plain.git("commit", "-q", "-m", "both")
     plain.git("push", "-q", "origin", "HEAD:main")

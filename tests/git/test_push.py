@@ -84,7 +84,7 @@ def test_a_mirror_gets_everything_at_once(box: Sandbox, tmp_path: Path) -> None:
     side = train(box, 2)
     box.git("tag", "-a", "v2", "-m", "two")
     box.git("branch", "-q", "-D", "side", ok=False)
-    shutil.rmtree(tmp_path / "remote")
+    shutil.rmtree(tmp_path / "remote/files")
     box.run("git", "init", "-q", "--bare", str(tmp_path / "mirror.git"))
     said = box.run("git", "push", "--mirror", str(tmp_path / "mirror.git")).stderr
     assert "uploading 2 objects" in said
@@ -142,6 +142,7 @@ def test_of_a_folder_only_the_new_shard_is_sent_and_announced(box: Sandbox, tmp_
 
 def test_an_object_that_is_nowhere_stops_the_push_before_anything_is_sent(box: Sandbox, tmp_path: Path) -> None:
     box.dvc("remote", "add", "second", str(tmp_path / "second"))
+    (tmp_path / "second").mkdir()
     write_shards(box.path / "models/big", 1, 2)
     box.modelver("add", "models/big")
     pointer = box.path / "models/big.dvc"
@@ -162,6 +163,7 @@ def test_an_object_that_is_nowhere_stops_the_push_before_anything_is_sent(box: S
 
 def test_an_output_has_its_own_remote_and_push_false_stays_here(box: Sandbox, tmp_path: Path) -> None:
     box.dvc("remote", "add", "second", str(tmp_path / "second"))
+    (tmp_path / "second").mkdir()
     for name, line in (("a", "  remote: second\n"), ("b", ""), ("c", "  push: false\n")):
         box.train(f"models/{name}.safetensors", 7 if name != "c" else 8)
         box.modelver("add", f"models/{name}.safetensors")
@@ -188,6 +190,34 @@ def test_an_output_has_its_own_remote_and_push_false_stays_here(box: Sandbox, tm
     box.git("commit", "-q", "-am", "its remote is another one")
     box.git("push", "-q")
     assert md5 in on_remote(box, "second")
+
+
+def test_a_remote_folder_that_is_gone_is_named_once_and_not_made(box: Sandbox, tmp_path: Path) -> None:
+    folder = tmp_path / "remote"
+    md5 = train(box, 2, "other.safetensors")
+    folder.rename(tmp_path / "aside")
+    gone = f"{folder}: does not exist (not mounted?)"
+    done = box.run("git", "push", "origin", "main", ok=False)
+    assert done.returncode != 0
+    assert f"modelver: {gone}\nmodelver: hint: mount it; or, where it is to be new: mkdir -p {folder}\n" in done.stderr
+    assert box.exit_code("push") == 4
+    for path in (MODEL, "other.safetensors"):
+        box.drop(box.md5(path))
+        (box.path / path).unlink()
+    assert box.run("modelver", "pull", ok=False).stderr.count(gone) == 1
+    assert gone in box.modelver("status")
+    assert "does not exist (not mounted?); hint: mount it" in box.modelver("doctor", ok=False)
+    assert not folder.exists()
+    (tmp_path / "aside").rename(folder)
+    assert md5 not in on_remote(box)
+
+
+def test_status_names_what_a_push_without_the_hook_left_behind(box: Sandbox) -> None:
+    md5 = train(box, 2)
+    box.git("push", "-q", MODELVER_SKIP="1")
+    assert f"object {md5[:8]} is not on {box.path.parent / 'remote'}" in box.modelver("status")
+    box.modelver("push")
+    assert "nothing to do" in box.modelver("status")
 
 
 def test_a_push_that_failed_goes_on_where_it_stopped(box: Sandbox, tmp_path: Path) -> None:
