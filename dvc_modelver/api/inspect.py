@@ -178,7 +178,7 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set
     if path in unmerged:
         return ModelStatus(path, "conflict", "changed on both sides of a merge", "modelver merge")
     assert model.metadata is not None
-    if seen.is_being_written:
+    if seen.unfinished:
         return ModelStatus(path, "retrained", "still being written", f"modelver add {word(path)} when that is done")
     if seen.is_outdated and seen.is_committed:
         return ModelStatus(path, "undescribed", seen.disagreement, f"modelver refresh {word(path)}")

@@ -32,7 +32,8 @@ class Seen:
         stamp: The model file's stamp when it was looked at.
         contents: Known only when the file was read just now.
         is_committed: HEAD has metadata and pointer as they are here, though of two versions.
-        is_being_written: The file moved while it was read, or was written just now and ends early.
+        unfinished: Why the file counts as being written: it moved while it was read, or was written just now and
+            cannot be read; empty when it does not.
     """
 
     model: TrackedModel
@@ -42,7 +43,7 @@ class Seen:
     decision: Decision
     contents: Contents | None = None
     is_committed: bool = False
-    is_being_written: bool = False
+    unfinished: str = ""
 
     @property
     def path(self) -> str:
@@ -112,7 +113,7 @@ def see(
     is_of_its_kind = file.is_dir() == model.pointer.is_folder
     stamp, md5, contents = stamp_of(file) if is_of_its_kind else ABSENT, None, None
     described = model.metadata.md5 if model.metadata is not None else None
-    is_being_written = False
+    unfinished = ""
     if row is not None and not (stamp == ABSENT and row.pointer_stamp == ABSENT):
         agreed = row.agreed or None
     elif state.known and stamp == ABSENT:
@@ -132,13 +133,13 @@ def see(
                 try:
                     contents = read_contents(file, model.path, hash_with=hash_with, progress=progress)
                 except UsageError:
-                    is_being_written = True
+                    unfinished = "its size or time moved while it was read"
             if contents is not None:
                 md5, stamp = contents.hashes.md5, stamp_of(file, at_ns=before)
                 is_known = md5 in (agreed, described, model.pointer.md5)
                 is_cut = bool(contents.warning) and not is_known and _was_readable(model)
-                is_being_written = is_cut and _was_written_now(file)
-            if is_being_written:
+                unfinished = contents.warning if is_cut and _was_written_now(file) else ""
+            if unfinished:
                 md5, stamp, contents = f"?{stamp}", UNSETTLED, None
     is_committed = _is_committed_apart(repo, model)
     decision = decide(agreed, md5, described, model.pointer.md5, committed_apart=is_committed)
@@ -148,7 +149,7 @@ def see(
         decision = Decision(Action.FOLLOW, described)
     if model.problem:
         decision = Decision(Action.CONFLICT if decision.action is not Action.NOTHING else Action.NOTHING)
-    return Seen(model, agreed, md5, stamp, decision, contents, is_committed, is_being_written)
+    return Seen(model, agreed, md5, stamp, decision, contents, is_committed, unfinished)
 
 
 def _was_readable(model: TrackedModel) -> bool:

@@ -417,8 +417,9 @@ class Stager:
 
 
 def _refuse_unfinished(seen: Seen) -> None:
-    if seen.is_being_written:
-        raise RefusedError(f"{seen.path}: still being written", hint=UNFINISHED_HINT)
+    if seen.unfinished:
+        why = seen.unfinished.removeprefix(f"{seen.path}: ")
+        raise RefusedError(f"{seen.path}: still being written: {why}", hint=UNFINISHED_HINT)
 
 
 def find_moved(repo: Repository, view: IndexView, path: str) -> Pointer | None:

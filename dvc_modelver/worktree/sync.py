@@ -158,16 +158,17 @@ class Keeper:
         cache, file = self.repo.cache(seen.path), self.repo.top / seen.path
         if not cache.has(target, legacy=seen.model.pointer.legacy):
             return False
-        if seen.md5 is not None and not cache.holds(seen.md5):
-            cache.store_path(file, link=False)
+        had = seen.md5
+        if had is not None and not cache.holds(had):
+            had = cache.store_path(file, link=False).md5
         cache.materialise(target, file, legacy=seen.model.pointer.legacy)
         named = {seen.model.pointer.md5, seen.model.metadata.md5 if seen.model.metadata is not None else None}
         self.remember(seen, agreed=target if named <= {target, None} else None, md5=target)
-        if seen.md5 is not None and seen.md5 != target and not self._is_known(seen.path, seen.md5):
+        if had is not None and had != target and not self._is_known(seen.path, had):
             name = seen.model.name
             self.say(
                 f"{seen.path}: the weights that were here are in no commit; the cache keeps them\n"
-                f"hint: modelver load {word(f'{name}@{seen.md5}')} -o FILE gives them back"
+                f"hint: modelver load {word(f'{name}@{had}')} -o FILE gives them back"
             )
         return True
 
@@ -335,7 +336,7 @@ def _apply_one(keeper: Keeper, seen: Seen, *, describing: bool, following: bool,
     match seen.action:
         case Action.AGREE:
             keeper.agree(seen)
-        case Action.DESCRIBE if seen.is_being_written and not committing:  # a commit refuses what is pending
+        case Action.DESCRIBE if seen.unfinished and not committing:  # a commit refuses what is pending
             keeper.wait_for(seen)
         case Action.DESCRIBE if seen.is_outdated and seen.is_committed and seen.md5 is not None:
             keeper.bring_together(seen, seen.md5)

@@ -48,7 +48,7 @@ def test_a_file_that_is_being_written_is_neither_described_nor_committed(sandbox
     assert "opaque" not in stashed.stderr
     assert sandbox.metadata_md5(MODEL) == whole
     assert "still being written" in sandbox.modelver("status")
-    assert "still being written" in sandbox.git("commit", "-am", "two", ok=False)
+    assert f"{MODEL}: still being written: ended early" in sandbox.git("commit", "-am", "two", ok=False)
     assert sandbox.git("rev-list", "--count", "HEAD").strip() == "3"
     sandbox.git("stash")  # now with the metadata that the commit marked
     model.write_bytes(content)
