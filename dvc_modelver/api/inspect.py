@@ -31,7 +31,7 @@ from dvc_modelver.transfer import objects_of_commits
 from dvc_modelver.views import CommitView
 from dvc_modelver.worktree.describe import read_contents
 from dvc_modelver.worktree.law import Action
-from dvc_modelver.worktree.look import Seen, look
+from dvc_modelver.worktree.look import Seen, committed_pointer, look
 from dvc_modelver.worktree.resolved import kept_ours
 from dvc_modelver.worktree.safety import check_models
 from dvc_modelver.worktree.state import read_state
@@ -178,6 +178,10 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set
     if path in unmerged:
         return ModelStatus(path, "conflict", "changed on both sides of a merge", "modelver merge")
     assert model.metadata is not None
+    if seen.unfinished:
+        return ModelStatus(path, "retrained", "still being written", f"modelver add {word(path)} when that is done")
+    if seen.is_outdated and seen.is_committed:
+        return ModelStatus(path, "undescribed", seen.disagreement, f"modelver refresh {word(path)}")
     match seen.action:
         case Action.DESCRIBE:
             return ModelStatus(path, "retrained", f"not described yet, {_was(seen)}", "modelver add -u")
@@ -200,6 +204,9 @@ def _status_of(repo: Repository, seen: Seen, staged: bytes | None, unmerged: set
     if staged is None:
         return ModelStatus(path, "untracked", "described, not staged", f"modelver add {word(path)}")
     if model.metadata.md5.encode() not in staged:
+        if committed_pointer(repo, model.pointer) == model.metadata.md5:
+            was = f"HEAD has {_was(seen).removeprefix('now ')} without its metadata, which is not staged"
+            return ModelStatus(path, "undescribed", was, "git commit -a")
         return ModelStatus(path, "retrained", f"{_was(seen)}, not staged", "git commit -a")
     head = repo.metadata(CommitView(repo.head, repo.objects), path) if repo.head is not None else None
     if head is None or head.md5 != model.metadata.md5:

@@ -133,7 +133,9 @@ class _Adder:
         return [
             seen.path
             for seen in found
-            if seen.action is Action.DESCRIBE or seen.is_unstaged(index.read(metadata_path(seen.path)))
+            if seen.action is Action.DESCRIBE
+            or seen.is_outdated
+            or seen.is_unstaged(index.read(metadata_path(seen.path)))
         ]
 
     def unadopted(self) -> list[str]:

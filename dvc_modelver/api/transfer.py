@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dvc_modelver.errors import BadMetadataError, EnvironmentFailed
+from dvc_modelver.errors import BadMetadataError, EnvironmentFailed, word
 from dvc_modelver.registry.notes import bring, send
 from dvc_modelver.registry.sharing import find_remote
 from dvc_modelver.repository import Repository
@@ -109,10 +109,12 @@ def pull(*names: str, force: bool = False, say: Say = lambda _line: None, folder
             target = _target(seen, force=force)
             if target is not None:
                 todo.append((seen, target))
-            elif seen.action in (Action.DESCRIBE, Action.CONFLICT):
+            elif seen.action in (Action.DESCRIBE, Action.CONFLICT) and not (seen.is_outdated and seen.is_committed):
                 done.kept.append(seen.path)
             else:
                 done.current.append(seen.path)
+                if seen.is_outdated and seen.is_committed:
+                    say(f"{seen.path}: {seen.disagreement}\nhint: modelver refresh {word(seen.path)}")
                 if seen.action is Action.AGREE:
                     keeper.agree(seen)
         got = fetch(
@@ -124,6 +126,7 @@ def pull(*names: str, force: bool = False, say: Say = lambda _line: None, folder
             if target in got.failed:
                 done.failed[seen.path] = got.failed[target]
             elif keeper.follow(seen, target):
+                keeper.bring_together(seen, target)
                 done.restored.append(seen.path)
         keeper.save()
     return done
@@ -136,11 +139,11 @@ def _one_line(file: str, err: BadMetadataError) -> str:
 
 def _target(seen: Seen, *, force: bool) -> str | None:
     """Give the md5 that a model should become; None when it is to be left alone."""
-    recorded = seen.model.metadata.md5 if seen.model.metadata is not None else seen.model.pointer.md5
+    recorded = seen.model.pointer.md5 or (seen.model.metadata.md5 if seen.model.metadata is not None else None)
     if seen.decision.target is not None:
         return seen.decision.target
     if seen.md5 is None or (force and seen.md5 != recorded):
-        return seen.model.pointer.md5 if seen.model.problem else recorded
+        return recorded
     return None
 
 

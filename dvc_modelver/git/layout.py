@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +75,10 @@ def find_layout(folder: Path, *, is_other: bool = False) -> Layout:
         common_dir = git_dir / (git_dir / "commondir").read_text().strip()
     except OSError:
         common_dir = git_dir
-    return Layout(Path(repo.workdir), git_dir, common_dir.resolve())
+    named = None if is_other else os.environ.get("GIT_WORK_TREE")
+    # Git counts a relative one from the current folder (`git stash pop` gives "."), libgit2 from the Git folder
+    top = Path(named).resolve() if named and not Path(named).is_absolute() else Path(repo.workdir)
+    return Layout(top, git_dir, common_dir.resolve())
 
 
 def is_inside_repository(folder: Path) -> bool:

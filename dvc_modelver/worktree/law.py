@@ -2,7 +2,8 @@
 
 K is the md5 at which model, metadata and pointer last agreed in this work tree. M is the model's on disk, D
 the one its metadata names, P the one its pointer names. Metadata moves before its pointer does only for
-pipelines (``dvc.lock`` is ``dvc repro``'s to write), so D leads where both are there.
+pipelines (``dvc.lock`` is ``dvc repro``'s to write), so D leads where it moved alone. Where both moved, apart, or a
+commit has them apart, somebody without this tool wrote the pointer: the weights follow it, and D describes others.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Decision:
     target: str | None = None
 
 
-def decide(agreed: str | None, model: str | None, metadata: str | None, pointer: str | None) -> Decision:
+def decide(
+    agreed: str | None, model: str | None, metadata: str | None, pointer: str | None, *, committed_apart: bool = False
+) -> Decision:
     """Apply the law.
 
     Args:
@@ -44,13 +47,14 @@ def decide(agreed: str | None, model: str | None, metadata: str | None, pointer:
         model: M; None when there is no file.
         metadata: D; None when there is no metadata file.
         pointer: P; None when there is no pointer, or it cannot be read.
+        committed_apart: HEAD has this metadata and this pointer, of two versions: the pointer alone counts.
     """
     recorded = metadata or pointer
     if recorded is None:
         return Decision(Action.NOTHING)
     if metadata is None or pointer is None:
         return _decide_alone(agreed, model, recorded, described=metadata is not None)
-    moved = {md5 for md5 in (metadata, pointer) if md5 != agreed}
+    moved = {md5 for md5 in (metadata, pointer) if md5 != agreed} - ({metadata} if committed_apart else set())
     if not moved:
         if model is None:
             return Decision(Action.MISSING)
@@ -59,11 +63,9 @@ def decide(agreed: str | None, model: str | None, metadata: str | None, pointer:
         return Decision(Action.AGREE)
     if model in moved:
         return Decision(Action.DESCRIBE)
-    if model is None or model == agreed:
-        if len(moved) == 2:
-            return Decision(Action.CONFLICT)
-        return Decision(Action.FOLLOW, moved.pop())
-    return Decision(Action.DESCRIBE if metadata == agreed else Action.CONFLICT)
+    if model is None or model == agreed or (committed_apart and model == metadata):
+        return Decision(Action.FOLLOW, pointer if pointer in moved else metadata)
+    return Decision(Action.DESCRIBE if metadata == agreed and not committed_apart else Action.CONFLICT)
 
 
 def _decide_alone(agreed: str | None, model: str | None, recorded: str, *, described: bool) -> Decision:

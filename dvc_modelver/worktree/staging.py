@@ -28,6 +28,7 @@ from dvc_modelver.worktree.state import stamp_of, write_file
 from dvc_modelver.worktree.sync import Keeper
 from dvc_modelver.worktree.track import Tracker, new_pointer
 
+UNFINISHED_HINT = "commit again when training has finished writing it"
 OUTSIDE_HINT = "dvc repro; or, to keep these weights: modelver add --accept {}"
 
 
@@ -167,6 +168,7 @@ class Stager:
         entries = self.repo.index().entries
         for seen in self.keeper.look():
             if seen.action is Action.DESCRIBE and metadata_path(seen.path) in entries:
+                _refuse_unfinished(seen)
                 self._refuse_outside(seen)
                 self.tracker.add(seen.path, seen.model.pointer)
 
@@ -265,11 +267,12 @@ class Stager:
                 f"{path}: metadata is pending, but the model is gone",
                 hint=f"git restore {word(metadata_path(path))}",
             )
+        _refuse_unfinished(seen)
         self._refuse_outside(seen)
         try:
             self.tracker.add(path, pointer)
         except UsageError as err:
-            raise RefusedError(str(err), hint="commit again when training has finished writing it") from err
+            raise RefusedError(str(err), hint=UNFINISHED_HINT) from err
 
     def _describe_object(self, path: str, pointer: Pointer) -> None:
         """Write metadata for a pointer that was staged without: ``dvc add`` or ``dvc repro`` by hand."""
@@ -411,6 +414,12 @@ class Stager:
         except BadMetadataError:
             return False  # this commit may well be what mends it
         return old is not None and old.model.format != OPAQUE
+
+
+def _refuse_unfinished(seen: Seen) -> None:
+    if seen.unfinished:
+        why = seen.unfinished.removeprefix(f"{seen.path}: ")
+        raise RefusedError(f"{seen.path}: still being written: {why}", hint=UNFINISHED_HINT)
 
 
 def find_moved(repo: Repository, view: IndexView, path: str) -> Pointer | None:

@@ -16,7 +16,7 @@ from dvc_modelver.store.pointers import Pointer, read_pointers, read_wdir, write
 from dvc_modelver.worktree.departed import is_shared, let_go
 from dvc_modelver.worktree.describe import Description, describe, find_anywhere, read_contents
 from dvc_modelver.worktree.law import Action
-from dvc_modelver.worktree.look import Seen, look
+from dvc_modelver.worktree.look import Seen, committed_md5, look
 from dvc_modelver.worktree.state import ABSENT, UNSETTLED, Row, read_state, stamp_of, write_file, write_state
 
 Say = Callable[[str], None]
@@ -32,6 +32,7 @@ class Keeper:
     def __init__(self, repo: Repository, say: Say) -> None:
         self.repo, self.say = repo, say
         self.state = read_state(repo.layout.state_dir)
+        self._again: set[str] = set()
 
     def look(
         self, *, max_bytes: int | None = None, only: Iterable[str] | None = None, storing: bool = False
@@ -41,6 +42,8 @@ class Keeper:
 
     def save(self) -> None:
         """Write the state file; rows of models that are no more are dropped by `remember_all`."""
+        for path in self._again & self.state.rows.keys():
+            self.state.rows[path] = replace(self.state.rows[path], metadata_stamp=UNSETTLED)
         write_state(self.repo.layout.state_dir, self.state)
 
     def remember(self, seen: Seen, *, agreed: str | None = None, md5: str | None = None) -> None:
@@ -67,10 +70,8 @@ class Keeper:
         )
 
     def look_again(self, path: str) -> None:
-        """Let the next look find that this model moved: it was retrained, and its metadata does not say so yet."""
-        row = self.state.rows.get(path)
-        if row is not None:
-            self.state.rows[path] = replace(row, metadata_stamp=UNSETTLED)
+        """Let the next look find that this model moved: its metadata does not say yet what the weights are."""
+        self._again.add(path)
 
     def remember_all(self, found: Iterable[Seen]) -> None:
         """Add a row for the models that have none, and renew those whose files moved.
@@ -136,8 +137,17 @@ class Keeper:
             write_file(path, replace(metadata, pending=seen.stamp).render())
         self.remember(seen)
 
+    def wait_for(self, seen: Seen) -> None:
+        """Leave metadata as it is while the model is being written, and say so once."""
+        row = self.state.rows.get(seen.path)
+        if row is None or row.md5:
+            self.say(f"{seen.path}: still being written; described when that is done")
+        self.remember(seen)
+
     def follow(self, seen: Seen, target: str) -> bool:
         """Make the model the object that is recorded, if the cache has it; the bytes it replaces go there.
+
+        It is K only where metadata and pointer both name it; else `bring_together` comes next.
 
         Returns:
             False when the cache lacks the object; nothing was touched then.
@@ -148,31 +158,58 @@ class Keeper:
         cache, file = self.repo.cache(seen.path), self.repo.top / seen.path
         if not cache.has(target, legacy=seen.model.pointer.legacy):
             return False
-        if seen.md5 is not None and not cache.holds(seen.md5):
-            cache.store_path(file, link=False)
+        had = seen.md5
+        if had is not None and not cache.holds(had):
+            had = cache.store_path(file, link=False).md5
         cache.materialise(target, file, legacy=seen.model.pointer.legacy)
-        self.remember(seen, agreed=target, md5=target)
-        if seen.md5 is not None and seen.md5 != target and not self._is_known(seen.path, seen.md5):
+        named = {seen.model.pointer.md5, seen.model.metadata.md5 if seen.model.metadata is not None else None}
+        self.remember(seen, agreed=target if named <= {target, None} else None, md5=target)
+        if had is not None and had != target and not self._is_known(seen.path, had):
             name = seen.model.name
             self.say(
                 f"{seen.path}: the weights that were here are in no commit; the cache keeps them\n"
-                f"hint: modelver load {word(f'{name}@{seen.md5}')} -o FILE gives them back"
+                f"hint: modelver load {word(f'{name}@{had}')} -o FILE gives them back"
             )
         return True
 
     def _is_known(self, path: str, md5: str) -> bool:
-        return bool(find_anywhere(self.repo, {md5})) or self.repo.backfilled(path, md5) is not None
+        is_described = bool(find_anywhere(self.repo, {md5})) or self.repo.backfilled(path, md5) is not None
+        return is_described or is_pointed_to(self.repo, md5)
+
+    def bring_together(self, seen: Seen, md5: str, *, head_moves: bool = False) -> None:
+        """Bring metadata and a ``.dvc`` pointer, of which one was left behind, to the object that is in place now.
+
+        Args:
+            seen: What was looked at before.
+            md5: The object.
+            head_moves: Git may set HEAD only after this: metadata that HEAD does not have yet is left to the next look,
+                which knows from it which version was there before.
+        """
+        metadata, pointer = seen.model.metadata, seen.model.pointer
+        if metadata is None or metadata.md5 == pointer.md5:
+            return
+        if md5 != pointer.md5:
+            if pointer.kind == "dvc":
+                self.describe(replace(seen, md5=md5, contents=None))
+            return
+        if head_moves and metadata.md5 not in (seen.agreed, committed_md5(self.repo, seen.path)):
+            self.look_again(seen.path)
+            return
+        self.describe(replace(seen, md5=md5, contents=seen.contents if seen.md5 == md5 else None))
+        self.say(f"{seen.path}: {seen.disagreement}; written anew\nhint: git commit -a takes it in")
 
     def keep_conflict(self, seen: Seen) -> None:
         """Put the model's bytes into the cache as well, and name the conflict."""
-        recorded = (seen.model.metadata.md5 if seen.model.metadata else None) or seen.model.pointer.md5
+        metadata, pointer = seen.model.metadata, seen.model.pointer
+        names = f"metadata names {metadata.md5[:8]}" if metadata else f"pointer names {(pointer.md5 or '?')[:8]}"
+        if metadata is not None and pointer.md5 is not None and metadata.md5 != pointer.md5:
+            names = f"pointer names {pointer.md5[:8]}, metadata describes {metadata.md5[:8]}"
         if seen.md5 is not None and not seen.md5.startswith("?"):
             cache = self.repo.cache(seen.path)
             if not cache.holds(seen.md5):
                 cache.store_path(self.repo.top / seen.path, link=False)
-        why = seen.model.problem or (
-            f"weights are {(seen.md5 or 'absent')[:8]}, the checked-out metadata names {(recorded or '?')[:8]}"
-        )
+        found = "moved" if (seen.md5 or "").startswith("?") else (seen.md5 or "absent")[:8]
+        why = seen.model.problem or f"weights are {found}, the checked-out {names}"
         self.say(
             f"conflict: {seen.path}: {why}; nothing was replaced\n"
             f"hint: modelver add {word(seen.path)} keeps these weights as the next version; "
@@ -183,6 +220,15 @@ class Keeper:
 
 RELINKED_NS = 1_000_000_000
 """A file that we put there ourselves, complete, is settled at once."""
+
+
+def is_pointed_to(repo: Repository, md5: str) -> bool:
+    """Whether a pointer of any branch, tag or stash names an object, with metadata or without."""
+    out = repo.git.run(
+        "log", "--all", "-1", "--format=%H", "--no-renames", "--diff-merges=first-parent", f"-S{md5}",
+        *(["HEAD"] if repo.head else []), "--", "*.dvc", "dvc.lock", "*/dvc.lock", literal=False,
+    )  # fmt: skip
+    return bool(out.strip())
 
 
 def _is_stale(repo: Repository, row: Row) -> bool:
@@ -269,7 +315,7 @@ def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool, 
     found = keeper.look(max_bytes=limit, storing=storing)
     for seen in found:
         try:
-            if not _apply_one(keeper, seen, describing=describing, following=following):
+            if not _apply_one(keeper, seen, describing=describing, following=following, committing=storing):
                 left.append(seen)
         except (EnvironmentFailed, NotFoundError) as err:
             where = "" if posixpath.basename(seen.path) in str(err) else f"{seen.path}: "
@@ -285,19 +331,15 @@ def apply_law(repo: Repository, say: Say, *, describing: bool, following: bool, 
     return left
 
 
-def _bring_together(keeper: Keeper, seen: Seen, md5: str) -> bool:
-    """Bring metadata and a ``.dvc`` pointer, of which one moved alone, to the object that is in place now."""
-    metadata, pointer = seen.model.metadata, seen.model.pointer
-    if pointer.kind == "dvc" and metadata is not None and metadata.md5 != pointer.md5:
-        keeper.describe(replace(seen, md5=md5, contents=None))
-    return True
-
-
-def _apply_one(keeper: Keeper, seen: Seen, *, describing: bool, following: bool) -> bool:
+def _apply_one(keeper: Keeper, seen: Seen, *, describing: bool, following: bool, committing: bool) -> bool:
     metadata: ModelMetadata | None = seen.model.metadata
     match seen.action:
         case Action.AGREE:
             keeper.agree(seen)
+        case Action.DESCRIBE if seen.unfinished and not committing:  # a commit refuses what is pending
+            keeper.wait_for(seen)
+        case Action.DESCRIBE if seen.is_outdated and seen.is_committed and seen.md5 is not None:
+            keeper.bring_together(seen, seen.md5)
         case Action.DESCRIBE if describing:
             if (seen.md5 or "").startswith("?"):
                 keeper.mark_pending(seen)
@@ -307,13 +349,18 @@ def _apply_one(keeper: Keeper, seen: Seen, *, describing: bool, following: bool)
             except ModelverError:
                 keeper.mark_pending(seen)
         case Action.FOLLOW if following and seen.decision.target is not None:
-            return keeper.follow(seen, seen.decision.target) and _bring_together(keeper, seen, seen.decision.target)
+            if not keeper.follow(seen, seen.decision.target):
+                return False
+            keeper.bring_together(seen, seen.decision.target, head_moves=True)
         case Action.CONFLICT:
             row = keeper.state.rows.get(seen.path)
             if row is None or _is_stale(keeper.repo, row):
                 keeper.keep_conflict(seen)
             return False
-        case Action.NOTHING if describing and metadata is not None and metadata.pending is not None:
+        case Action.NOTHING if metadata is not None and metadata.pending is not None:
+            if not describing:
+                keeper.look_again(seen.path)  # a stash gave back what was pending then
+                return True
             path = keeper.repo.top / metadata_path(seen.path)
             write_file(path, replace(metadata, pending=None).render())
             keeper.remember(seen)

@@ -219,6 +219,50 @@ def test_a_model_already_in_git_stays_there(tmp_path: Path) -> None:
     assert box.md5(MODEL) == second
 
 
+def test_the_weights_follow_a_colleague_who_has_plain_dvc(pushed: Sandbox) -> None:
+    other = clone(pushed)
+    other.modelver("install")
+    second = other.train(MODEL, 2)
+    other.git("commit", "-q", "-am", "two, with modelver")
+
+    def commit_with_dvc(seed: int) -> str:
+        md5 = other.train(MODEL, seed)
+        other.dvc("add", "-q", MODEL)
+        other.git("commit", "-q", "-am", "dvc only", MODELVER_SKIP="1")
+        other.dvc("push", "-q")
+        other.git("push", "-q", MODELVER_SKIP="1")
+        return md5
+
+    third = commit_with_dvc(3)
+    said = pushed.run("git", "pull", "-q").stderr
+    assert "conflict" not in said
+    assert (
+        said.count(f"the pointer names {third[:8]} (moved without modelver), the metadata describes {second[:8]}") == 1
+    )
+    assert (pushed.md5(MODEL), pushed.metadata_md5(MODEL)) == (third, third)
+    document = json.loads((pushed.path / f"{MODEL}.modelver.json").read_text())
+    assert (document["version"]["number"], document["version"]["parents"]) == (3, [second])
+    assert f"HEAD has {third[:8]} without its metadata" in pushed.modelver("status")
+
+    pushed.git("restore", ".")
+    (pushed.path / ".git/modelver/state").unlink()  # as in a fresh clone
+    (pushed.path / MODEL).unlink()
+    for _ in range(2):
+        pushed.modelver("pull", "--force", MODEL)
+        assert (pushed.md5(MODEL), pushed.metadata_md5(MODEL)) == (third, third)
+    pushed.git("restore", ".")
+    assert pushed.git("status", "--porcelain") == ""
+    assert f"modelver refresh {MODEL}" in pushed.modelver("status")
+    assert pushed.md5(MODEL) == third
+
+    fourth = commit_with_dvc(4)
+    assert "in no commit" not in pushed.run("git", "pull", "-q").stderr
+    pushed.modelver("refresh", MODEL)
+    pushed.git("commit", "-q", "-m", "describe it")
+    assert (pushed.md5(MODEL), pushed.metadata_md5(MODEL)) == (fourth, fourth)
+    assert "undescribed" not in pushed.modelver("status")
+
+
 def test_an_opaque_model_is_versioned_all_the_same(sandbox: Sandbox) -> None:
     (sandbox.path / "net.pt").write_bytes(bytes(range(256)) * 400)
     sandbox.git("add", ".")

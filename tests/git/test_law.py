@@ -32,8 +32,9 @@ K, NEW, OTHER = "a" * 32, "b" * 32, "c" * 32
         (NEW, NEW, K, Action.DESCRIBE, None),
         (K, NEW, K, Action.FOLLOW, NEW),
         (OTHER, NEW, K, Action.CONFLICT, None),
-        # both moved, apart
-        (K, NEW, OTHER, Action.CONFLICT, None),
+        # both moved, apart: the weights are those of the pointer
+        (K, NEW, OTHER, Action.FOLLOW, OTHER),
+        (None, NEW, OTHER, Action.FOLLOW, OTHER),
         (NEW, NEW, OTHER, Action.DESCRIBE, None),
         # no file
         (None, K, K, Action.MISSING, None),
@@ -52,6 +53,29 @@ def test_decision(
     model: str | None, metadata: str | None, pointer: str | None, action: Action, target: str | None
 ) -> None:
     found = decide(K, model, metadata, pointer)
+    assert (found.action, found.target) == (action, target)
+
+
+@pytest.mark.parametrize(
+    ("model", "metadata", "pointer", "action", "target"),
+    [
+        # committed apart, so that the metadata is the older one, whichever of the two K is
+        (K, NEW, K, Action.NOTHING, None),
+        (None, NEW, K, Action.MISSING, None),
+        (OTHER, NEW, K, Action.DESCRIBE, None),
+        (NEW, NEW, K, Action.DESCRIBE, None),
+        (K, K, NEW, Action.FOLLOW, NEW),
+        (NEW, K, NEW, Action.DESCRIBE, None),
+        (OTHER, K, NEW, Action.CONFLICT, None),
+        (K, OTHER, NEW, Action.FOLLOW, NEW),
+        (OTHER, OTHER, NEW, Action.FOLLOW, NEW),
+        (NEW, OTHER, NEW, Action.DESCRIBE, None),
+    ],
+)
+def test_decision_where_head_has_metadata_and_pointer_apart(
+    model: str | None, metadata: str, pointer: str, action: Action, target: str | None
+) -> None:
+    found = decide(K, model, metadata, pointer, committed_apart=True)
     assert (found.action, found.target) == (action, target)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,34 @@ def follow(box: Sandbox, command: str) -> None:
             box.run("sh", "-c", f'python -P -c "{program}" {part.removeprefix("modelver ")}')
         else:
             box.run("sh", "-c", part)
+
+
+def test_a_file_that_is_being_written_is_neither_described_nor_committed(sandbox: Sandbox) -> None:
+    whole = sandbox.train(MODEL, 1)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    model = sandbox.path / MODEL
+    content = model.read_bytes()
+    model.unlink()
+    model.write_bytes(content[:1000])
+    ahead = time.time() + 3600  # as if it were written at each of the commands
+    os.utime(model, (ahead, ahead))
+    stashed = sandbox.run("git", "stash")
+    assert "No local changes" in stashed.stdout
+    assert stashed.stderr.count("still being written") == 1
+    assert "opaque" not in stashed.stderr
+    assert sandbox.metadata_md5(MODEL) == whole
+    assert "still being written" in sandbox.modelver("status")
+    assert f"{MODEL}: still being written: ended early" in sandbox.git("commit", "-am", "two", ok=False)
+    assert sandbox.git("rev-list", "--count", "HEAD").strip() == "3"
+    sandbox.git("stash")  # now with the metadata that the commit marked
+    model.write_bytes(content)
+    sandbox.git("stash", "pop")
+    assert sandbox.git("status", "--porcelain") == ""
+    model.write_bytes(content[:1000])
+    os.utime(model, (1e9, 1e9))  # whoever wrote it is gone
+    sandbox.git("status")
+    assert sandbox.metadata_md5(MODEL) == sandbox.md5(MODEL) != whole
 
 
 @pytest.fixture
