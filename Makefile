@@ -17,7 +17,7 @@ demo: $(VENV)/made
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(VENV)/made
-	$(BIN)/python -m pytest -n 3 --dist loadscope --durations 40
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --durations 40
 
 # The libraries that write the formats we read, and MLflow's server, some GB of them: tests that need one are left out
 # without it.

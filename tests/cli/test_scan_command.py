@@ -97,7 +97,8 @@ def test_a_commit_refuses_a_dangerous_model(sandbox: Sandbox) -> None:
     code, said = commit(sandbox)
     assert code != 0
     lines = [line for line in said.splitlines() if not line.startswith("modelver: hint")]
-    assert lines == [f"modelver: {MODEL}: dangerous to load: posix.system (runs programs)"]
+    told = f"modelver: {MODEL}: dangerous to load: posix.system (runs programs)"
+    assert lines == [told, "modelver: nothing was committed"]
     assert f"modelver scan {MODEL}" in said
     assert 'allow = ["posix.system"] below [security] in .modelver.toml' in said
     assert sandbox.git("log", "--oneline").count("\n") == 2

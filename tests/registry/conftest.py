@@ -25,9 +25,6 @@ def registry(request: pytest.FixtureRequest, registry_template: Path, tmp_path: 
         return Registry(tmp_path / "work")
     sandbox: Sandbox = request.getfixturevalue("sandbox")
     box = Registry(sandbox.path)
-    config = box.path / ".dvc/config"
-    config.write_text(config.read_text().replace(str(tmp_path / "remote"), "../../remote"))
-    box.git("commit", "-q", "-am", "a remote beside this")
     box.git("init", "-q", "--bare", str(box.folder / "origin.git"))
     box.git("remote", "add", "origin", "../origin.git")
     for seed, accuracy in ((1, 0.91), (2, 0.93), (3, 0.92)):
