@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -136,7 +137,8 @@ def note_followed(layout: Layout) -> None:
     """Let the next hook of the same Git command know that no model is behind, so that it need not look."""
     command = os.environ.get("MODELVER_GIT_PID", "")
     if command:
-        (layout.state_dir / "followed").write_text(command + "\n", encoding="ascii")
+        with suppress(OSError):  # it only saves time
+            (layout.state_dir / "followed").write_text(command + "\n", encoding="ascii")
 
 
 def expect_models(layout: Layout) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from dvc_modelver.errors import EnvironmentFailed, environment_error, word
@@ -30,17 +31,19 @@ class CopyAhead:
 
     def copy(self, source: Path) -> None:
         """Copy the complete file, if the disk has room for that and more."""
-        if self._temp is None or shutil.disk_usage(self._temp.parent).free < 2 * source.stat().st_size:
+        if self._temp is None:
             return
         try:
-            copy_bytes(source, self._temp, None)
+            if shutil.disk_usage(self._temp.parent).free >= 2 * source.stat().st_size:
+                copy_bytes(source, self._temp, None)
         except OSError:
             self._temp.unlink(missing_ok=True)  # it only saves time
 
     def keep(self, md5: str) -> None:
         """Leave the copy for the one who puts the object `md5` into the work tree."""
         if self._folder is not None and self._temp is not None and self._temp.is_file():
-            self._folder.hand_over(self._temp, ahead_name(md5), self._pid)
+            with suppress(OSError):
+                self._folder.hand_over(self._temp, ahead_name(md5), self._pid)
 
 
 def ahead_name(oid: str) -> str:
