@@ -15,11 +15,10 @@ from dvc_modelver.metadata import ModelMetadata, find_model_path
 from dvc_modelver.repository import Repository, is_pointer_file
 from dvc_modelver.strategy import Rules, parse_strategy
 from dvc_modelver.transfer import Say
-from dvc_modelver.worktree.departed import let_go_one
 from dvc_modelver.worktree.describe import describe, read_contents
 from dvc_modelver.worktree.merge_files import CONFLICT, Chosen, FileMerge, is_of_pipeline, unanimous
 from dvc_modelver.worktree.merging import TAKEN, Merger, Outcome, Versions
-from dvc_modelver.worktree.renames import Renamed, conclude, find_renamed, is_merged, is_taken, merge_key
+from dvc_modelver.worktree.renames import Renamed, conclude, find_renamed, let_old_go, merge_key
 from dvc_modelver.worktree.resolved import kept_ours
 from dvc_modelver.worktree.state import locked, write_file
 from dvc_modelver.worktree.sync import Keeper, apply_law, write_if_changed
@@ -108,7 +107,7 @@ class _Resolution:
         self.unmerged = repo.git.unmerged()
         found = self.unmerged | kept_ours(repo)  # added as ours has them: as long as the merge is under way
         files = {path: oids for path, oids in sorted(found.items()) if find_model_path(path) or is_pointer_file(path)}
-        self.renamed = [one for one in find_renamed(repo) if not (is_taken(repo, one) or is_merged(repo, one))]
+        self.renamed = list(find_renamed(repo))
         removals = find_removals(repo, files)
         of_removals = {file for removal in removals.values() for file in removal.blobs}
         self.files = {path: oids for path, oids in files.items() if path not in of_removals}
@@ -252,10 +251,8 @@ class _Resolution:
         made = conclude(self.repo, renamed, chosen)
         merged.append(made)
         keeper = Keeper(self.repo, self.say)
-        row = keeper.state.rows.get(renamed.old)
-        if row is not None and (self.repo.top / renamed.old).exists():
-            let_go_one(keeper, row)
-            keeper.save()
+        let_old_go(keeper, renamed)
+        keeper.save()
         if made.md5 == getattr(renamed.versions, renamed.side):
             self.taken.setdefault(renamed.key, {})[""] = renamed.side
             write_file(self._note, json.dumps(self.taken).encode())

@@ -17,10 +17,11 @@ from dvc_modelver.repository import Repository
 from dvc_modelver.store.pointers import set_out
 from dvc_modelver.store.temp import remove
 from dvc_modelver.views import CommitView
+from dvc_modelver.worktree.departed import let_go_one
 from dvc_modelver.worktree.merge_files import Chosen
 from dvc_modelver.worktree.merging import TAKEN, Versions
 from dvc_modelver.worktree.resolved import HEADS
-from dvc_modelver.worktree.sync import write_if_changed
+from dvc_modelver.worktree.sync import Keeper, write_if_changed
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,16 @@ def merge_key(path: str, versions: Versions) -> str:
 
 
 def find_renamed(repo: Repository) -> Iterator[Renamed]:
-    """Give the models of a merge, cherry-pick or rebase under way that one side renamed and both sides trained."""
+    """Give the models of a merge, cherry-pick or rebase under way that one side renamed and both sides trained.
+
+    Those that are merged already, or were taken whole from the side that renamed them, are left out.
+    """
+    for renamed in _iter_renamed(repo):
+        if not (_is_taken(repo, renamed) or _is_merged(repo, renamed)):
+            yield renamed
+
+
+def _iter_renamed(repo: Repository) -> Iterator[Renamed]:
     head = next((name for name in HEADS if (repo.layout.git_dir / name).exists()), None)
     if head is None or repo.head is None:
         return
@@ -97,7 +107,7 @@ def _find_successor(repo: Repository, md5: str, commit: str, other: str) -> tupl
     return None
 
 
-def is_taken(repo: Repository, renamed: Renamed) -> bool:
+def _is_taken(repo: Repository, renamed: Renamed) -> bool:
     """Whether ``modelver merge`` has concluded it with the side that renamed it, whole."""
     try:
         taken = json.loads((repo.layout.state_dir / TAKEN).read_bytes())
@@ -106,7 +116,7 @@ def is_taken(repo: Repository, renamed: Renamed) -> bool:
         return False
 
 
-def is_merged(repo: Repository, renamed: Renamed) -> bool:
+def _is_merged(repo: Repository, renamed: Renamed) -> bool:
     """Whether the index has something else at the new path than that side alone, and nothing at the old one."""
     now = repo.metadata(repo.index(), renamed.new)
     theirs = renamed.versions.theirs if renamed.side == "theirs" else renamed.versions.ours
@@ -152,6 +162,13 @@ def conclude(repo: Repository, renamed: Renamed, chosen: Chosen) -> ModelMetadat
             remove(repo.top / file)
     repo.git.stage_blobs({file: content for file, content in blobs.items() if content is not None or file in known})
     return ModelMetadata.parse(metadata, metadata_path(path))
+
+
+def let_old_go(keeper: Keeper, renamed: Renamed) -> None:
+    """Remove the weights at the old path, which no file names any more; see `let_go_one`."""
+    row = keeper.state.rows.get(renamed.old)
+    if row is not None and (keeper.repo.top / renamed.old).exists():
+        let_go_one(keeper, row)
 
 
 def _count_files(repo: Repository, renamed: Renamed) -> int | None:

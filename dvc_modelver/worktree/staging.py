@@ -16,7 +16,6 @@ from dvc_modelver.store.gate import MAX_GATE_BYTES, GatePointer, find_gate, is_r
 from dvc_modelver.store.hashing import Hashes
 from dvc_modelver.store.pointers import Pointer
 from dvc_modelver.views import CommitView, IndexView
-from dvc_modelver.worktree.departed import let_go_one
 from dvc_modelver.worktree.describe import OPAQUE, find_defect
 from dvc_modelver.worktree.handover import clear_gates, read_gates
 from dvc_modelver.worktree.law import Action
@@ -326,9 +325,10 @@ class Stager:
             return
         from dvc_modelver.worktree.amend import measured_again
 
-        for path, metadata in measured_again(self.repo, self.repo.index(), self.repo.git.staged_changes()):
+        view = self.repo.index()
+        for path, metadata in measured_again(self.repo, view, self.repo.git.staged_changes()):
             text = metadata.render()
-            if self.repo.work_tree.read(metadata_path(path)) == self.repo.index().read(metadata_path(path)):
+            if self.repo.work_tree.read(metadata_path(path)) == view.read(metadata_path(path)):
                 write_file(self.repo.top / metadata_path(path), text)
             self.repo.git.stage_blobs({metadata_path(path): text})
             self.tracker.staged.append(metadata_path(path))
@@ -339,11 +339,9 @@ class Stager:
             return
         from dvc_modelver.worktree.merge_files import choose_version
         from dvc_modelver.worktree.merging import Merger
-        from dvc_modelver.worktree.renames import conclude, find_renamed, is_merged, is_taken
+        from dvc_modelver.worktree.renames import conclude, find_renamed, let_old_go
 
         for renamed in find_renamed(self.repo):
-            if is_taken(self.repo, renamed) or is_merged(self.repo, renamed):
-                continue
             chosen = choose_version(Merger(self.repo, self.keeper.say), renamed.new, renamed.versions)
             if not chosen.is_clean:
                 raise RefusedError(
@@ -356,9 +354,7 @@ class Stager:
             for seen in self.keeper.look(only=[renamed.new]):
                 if seen.action is Action.FOLLOW:
                     self.keeper.follow(seen, made.md5)
-            row = self.keeper.state.rows.get(renamed.old)
-            if row is not None and (self.repo.top / renamed.old).exists():
-                let_go_one(self.keeper, row)
+            let_old_go(self.keeper, renamed)
 
     # After the index is complete
 
