@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.s3server import S3Server, start_s3_server
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, prepared
 
 # A busy machine is no failure: nothing here is judged by seconds.
 settings.register_profile("modelver", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -48,6 +47,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(home / "dvc"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # the tests already run side by side
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # or every hook compiles the package anew
@@ -62,27 +62,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Where the first test leaves a copy of its fresh repository, since ``dvc init`` takes a second."""
-    return [tmp_path_factory.mktemp("template") / "work"]
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, template: list[Path]) -> Sandbox:
+@prepared
+def sandbox(tmp_path: Path) -> Sandbox:
     """A repository set up by ``modelver init`` with a local remote, nothing committed but its settings."""
     box = Sandbox(tmp_path / "work")
     remote = tmp_path / "remote"
-    if not template[0].exists():
-        box.path.mkdir()
-        box.modelver("init", "--remote", str(remote))
-        box.git("add", ".")
-        box.git("commit", "-q", "-m", "set up")
-        config = box.path / ".dvc/config"
-        config.write_text(config.read_text().replace(str(remote), "../../remote"))
-        box.git("commit", "-q", "-am", "where the remote is")
-        shutil.copytree(box.path, template[0], symlinks=True)
-    else:
-        shutil.copytree(template[0], box.path, symlinks=True)
-        remote.mkdir()
+    box.path.mkdir()
+    box.modelver("init", "--remote", str(remote))
+    box.git("add", ".")
+    box.git("commit", "-q", "-m", "set up")
+    config = box.path / ".dvc/config"
+    config.write_text(config.read_text().replace(str(remote), "../../remote"))
+    box.git("commit", "-q", "-am", "where the remote is")
     return box

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -112,3 +117,28 @@ class Sandbox:
     def drop(self, md5: str) -> None:
         """Delete an object from the cache."""
         (self.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink()
+
+
+def prepared(build: Callable[[Any], Sandbox]) -> Any:
+    """Make a fixture of what sets a sandbox up, from the fixture that is its argument.
+
+    It runs once in a process; the tests after that have a copy of the folder around the sandbox, where paths are
+    relative for that reason.
+    """
+    (base,) = inspect.signature(build).parameters
+    made: list[tuple[type[Sandbox], Path]] = []
+
+    @pytest.fixture(name=build.__name__)
+    def copy(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+        if not made:
+            first = build(request.getfixturevalue(base))
+            made.append((type(first), tmp_path_factory.mktemp(build.__name__) / "copy"))
+            shutil.copytree(tmp_path, made[0][1], symlinks=True)
+            return first
+        kind, template = made[0]
+        shutil.copytree(template, tmp_path, symlinks=True, dirs_exist_ok=True)
+        box = kind(tmp_path / "work")
+        box.git("update-index", "-q", "--refresh")
+        return box
+
+    return copy

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from dvc_modelver.diff.render.markdown import MARKER
 from dvc_modelver.resources import find_data_folder
-from tests.sandbox import Sandbox, make_weights
+from tests.sandbox import Sandbox, make_weights, prepared
 
 GH = """#!/bin/sh
 echo "$*" >> "$CALLS"
@@ -27,7 +27,7 @@ for word; do case "$word" in body@*) cp "${word#body@}" "$CALLS.body";; esac; do
 """
 
 
-@pytest.fixture
+@prepared
 def branch(sandbox: Sandbox) -> Sandbox:
     """A branch that retrains a model; main moved on in between."""
     sandbox.train("net.safetensors", 1)
@@ -114,7 +114,7 @@ def test_gitlab_posts_one_note_and_updates_it(branch: Sandbox, notes: list[dict[
     assert "net.safetensors" in body
 
 
-@pytest.fixture
+@prepared
 def pull_request(sandbox: Sandbox) -> Sandbox:
     """A clone in which a pull request and its base both moved one tensor of a model, and another one each."""
     sandbox.run("git", "init", "-q", "--bare", "../origin.git")

@@ -16,12 +16,12 @@ from safetensors.numpy import load_file, save_file
 
 from dvc_modelver.cli import main
 from dvc_modelver.resources import read_schema
-from tests.sandbox import Sandbox, make_weights, md5_of
+from tests.sandbox import Sandbox, make_weights, md5_of, prepared
 
 MODEL = "models/net.safetensors"
 
 
-@pytest.fixture
+@prepared
 def three(sandbox: Sandbox) -> Sandbox:
     """Three committed versions of one model; version 1 is tagged v1.0.0."""
     for seed in (1, 2, 3):

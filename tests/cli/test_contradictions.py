@@ -7,19 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from dvc_modelver import api
 from dvc_modelver.metadata import table_digest
 from dvc_modelver.repository import Repository
 from dvc_modelver.worktree.agreement import find_contradictions
 from tests.git.test_push import MODEL, train
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, prepared
 
 METADATA, TABLE = f"{MODEL}.modelver.json", f"{MODEL}.modelver.tensors"
 
 
-@pytest.fixture
+@prepared
 def box(sandbox: Sandbox) -> Sandbox:
     train(sandbox, 1)
     return sandbox

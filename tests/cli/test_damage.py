@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_commands import failing
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, prepared
 
 MODEL = "models/net.safetensors"
 
 
-@pytest.fixture
+@prepared
 def two(sandbox: Sandbox) -> Sandbox:
     """Two committed versions, pushed to a bare repository and a local DVC remote."""
     sandbox.run("git", "init", "-q", "--bare", str(sandbox.path.parent / "origin.git"))

@@ -13,10 +13,10 @@ from dvc_modelver import api
 from dvc_modelver.cli.app import run
 from dvc_modelver.resources import read_schema
 from tests.git.test_push import MODEL, train
-from tests.sandbox import Sandbox, md5_of
+from tests.sandbox import Sandbox, md5_of, prepared
 
 
-@pytest.fixture
+@prepared
 def box(sandbox: Sandbox) -> Sandbox:
     train(sandbox, 1)
     return sandbox

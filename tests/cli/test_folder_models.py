@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, prepared
 
 MODEL = "models/Llama é"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -41,7 +41,7 @@ def write_folder(folder: Path, tensors: dict[str, NDArray[Any]], **config: Any) 
     (folder / ".gitkeep").touch()
 
 
-@pytest.fixture
+@prepared
 def two(sandbox: Sandbox) -> Sandbox:
     """Two committed versions; the second has one layer of the second shard and a line of its configuration changed."""
     sandbox.run("git", "init", "-q", "--bare", str(sandbox.path.parent / "origin.git"))

@@ -12,7 +12,7 @@ import pytest
 
 from dvc_modelver import api
 from tests.git.test_push import MODEL, at, box, on_remote, train, write_shards
-from tests.sandbox import Sandbox, md5_of
+from tests.sandbox import Sandbox, md5_of, prepared
 
 __all__ = ["box"]
 BIG = "models/big"
@@ -25,7 +25,7 @@ def check(box: Sandbox, *args: str) -> dict[str, Any]:
     return document
 
 
-@pytest.fixture
+@prepared
 def both(box: Sandbox) -> Sandbox:
     """A file and a folder, committed and pushed."""
     write_shards(box.path / BIG, 1, 2)

@@ -7,15 +7,14 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
 from safetensors.numpy import save_file
 
-from tests.sandbox import Sandbox, make_weights
+from tests.sandbox import Sandbox, make_weights, prepared
 
 MODEL = "models/net.safetensors"
 
 
-@pytest.fixture
+@prepared
 def box(sandbox: Sandbox) -> Sandbox:
     """Two models, pushed, and a branch with another version of both."""
     sandbox.run("git", "init", "-q", "--bare", "../origin.git")

@@ -11,16 +11,16 @@ import git as gitpython
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.sandbox import Sandbox, make_weights, md5_of
+from tests.sandbox import Sandbox, make_weights, md5_of, prepared
 
 MODEL = "models/net.safetensors"
 
 
-@pytest.fixture
-def pushed(sandbox: Sandbox, tmp_path: Path) -> Sandbox:
+@prepared
+def pushed(sandbox: Sandbox) -> Sandbox:
     """Version 1 committed and pushed to a bare repository and a local DVC remote."""
-    sandbox.run("git", "init", "-q", "--bare", str(tmp_path / "origin.git"))
-    sandbox.git("remote", "add", "origin", str(tmp_path / "origin.git"))
+    sandbox.run("git", "init", "-q", "--bare", "../origin.git")
+    sandbox.git("remote", "add", "origin", "../origin.git")
     sandbox.train(MODEL, 1)
     sandbox.git("add", ".")
     sandbox.git("commit", "-q", "-m", "one")

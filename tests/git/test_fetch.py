@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.git.test_push import BIG_FILES, MODEL, at, box, on_remote, train, write_shards
-from tests.sandbox import Sandbox, md5_of
+from tests.sandbox import Sandbox, md5_of, prepared
 
 __all__ = ["box"]
 
 
-@pytest.fixture
+@prepared
 def two(box: Sandbox) -> Sandbox:
     """Two versions, the first of which only the remote has."""
     first = box.md5(MODEL)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import pytest
 
 from dvc_modelver.worktree.law import Action, decide
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, prepared
 
 MODEL = "models/net.safetensors"
 META = MODEL + ".modelver.json"
@@ -88,18 +89,24 @@ class History:
     fsmonitor: bool
 
 
-@pytest.fixture(params=["fsmonitor", "plain"])
-def history(sandbox: Sandbox, request: pytest.FixtureRequest) -> History:
-    if request.param == "plain":
-        sandbox.modelver("install", "--no-fsmonitor")
-    first = sandbox.train(MODEL, 1)
+@prepared
+def two(sandbox: Sandbox) -> Sandbox:
+    sandbox.train(MODEL, 1)
     sandbox.git("add", ".")
     sandbox.git("commit", "-q", "-m", "one")
     sandbox.git("branch", "old")
-    second = sandbox.train(MODEL, 2)
+    sandbox.train(MODEL, 2)
     sandbox.modelver("add", "-u")
     sandbox.git("commit", "-q", "-m", "two")
-    return History(sandbox, (first, second), request.param == "fsmonitor")
+    return sandbox
+
+
+@pytest.fixture(params=["fsmonitor", "plain"])
+def history(two: Sandbox, request: pytest.FixtureRequest) -> History:
+    if request.param == "plain":
+        two.modelver("install", "--no-fsmonitor")
+    first: str = json.loads(two.git("show", f"old:{MODEL}.modelver.json"))["model"]["md5"]
+    return History(two, (first, two.md5(MODEL)), request.param == "fsmonitor")
 
 
 def is_clean(box: Sandbox) -> bool:

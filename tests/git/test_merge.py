@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dvc_modelver.resources import read_schema
-from tests.sandbox import Sandbox, Weights, make_weights
+from tests.sandbox import Sandbox, Weights, make_weights, prepared
 
 MODEL = "models/net.safetensors"
 
@@ -61,12 +61,12 @@ def fork(box: Sandbox, theirs: Weights = THEIRS, ours: Weights = OURS, base: Wei
     return box
 
 
-@pytest.fixture
+@prepared
 def forked(sandbox: Sandbox) -> Sandbox:
     return fork(sandbox)
 
 
-@pytest.fixture
+@prepared
 def clashing(sandbox: Sandbox) -> Sandbox:
     return fork(sandbox, CLASH)
 
@@ -484,7 +484,7 @@ def test_one_of_several_models_is_decided_by_its_name(sandbox: Sandbox) -> None:
     assert is_same(on_disk(sandbox, paths["n3"]), ours)
 
 
-@pytest.fixture
+@prepared
 def pipeline(sandbox: Sandbox) -> Sandbox:
     """A stage that both sides ran anew, with other parameters; the parameters themselves are merged."""
     for n, weights in enumerate((BASE, THEIRS, OURS)):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from dvc_modelver.drivers.message import with_comments
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, prepared
 
 MODEL = "models/net.safetensors"
 SHOWN = 'cp "$1" "$SHOWN"; sed -i \'1s/^$/subject/\' "$1"'
 
 
-@pytest.fixture
+@prepared
 def two(sandbox: Sandbox) -> Sandbox:
     """Version 1 committed, version 2 staged."""
     sandbox.train(MODEL, 1)

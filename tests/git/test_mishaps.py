@@ -11,7 +11,7 @@ import pytest
 
 from dvc_modelver.errors import BadMetadataError
 from dvc_modelver.settings import parse_settings
-from tests.sandbox import Sandbox
+from tests.sandbox import Sandbox, prepared
 
 MODEL = "models/net.safetensors"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234\n"
@@ -60,7 +60,7 @@ def test_a_file_that_is_being_written_is_neither_described_nor_committed(sandbox
     assert sandbox.metadata_md5(MODEL) == sandbox.md5(MODEL) != whole
 
 
-@pytest.fixture
+@prepared
 def half(sandbox: Sandbox) -> Sandbox:
     """A committed model that was truncated, added so, and put back as it was."""
     sandbox.train(MODEL, 1)

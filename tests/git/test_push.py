@@ -6,20 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 from safetensors.numpy import save_file
 
-from tests.sandbox import Sandbox, make_weights, md5_of
+from tests.sandbox import Sandbox, make_weights, md5_of, prepared
 
 MODEL = "models/net.safetensors"
 BIG_FILES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
 
 
-@pytest.fixture
-def box(sandbox: Sandbox, tmp_path: Path) -> Sandbox:
+@prepared
+def box(sandbox: Sandbox) -> Sandbox:
     """Version 1 committed and pushed to a bare repository and a local DVC remote."""
-    sandbox.run("git", "init", "-q", "--bare", str(tmp_path / "origin.git"))
-    sandbox.git("remote", "add", "origin", str(tmp_path / "origin.git"))
+    sandbox.run("git", "init", "-q", "--bare", "../origin.git")
+    sandbox.git("remote", "add", "origin", "../origin.git")
     train(sandbox, 1)
     sandbox.git("push", "-q", "-u", "origin", "main")
     return sandbox
