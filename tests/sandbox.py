@@ -7,7 +7,6 @@ import inspect
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+
+from tests import served
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -45,15 +46,13 @@ class Sandbox:
     def run(
         self, *argv: str, ok: bool = True, env: dict[str, str] | None = None, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            argv,
-            cwd=self.path,
-            env=os.environ | (env or {}),
-            capture_output=True,
-            text=True,
-            check=False,
-            input=stdin,
-        )
+        whole = os.environ | (env or {})
+        if argv[0] in ("modelver", "dvc") and not stdin and "PYTHONPATH" not in (env or {}):
+            done = served.run(argv, self.path, whole)
+        else:
+            done = subprocess.run(
+                argv, cwd=self.path, env=whole, capture_output=True, text=True, check=False, input=stdin
+            )
         if ok:
             assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -63,30 +62,14 @@ class Sandbox:
         return done.stdout if ok else done.stdout + done.stderr
 
     def modelver(self, *args: str, ok: bool = True, **env: str) -> str:
-        done = self.run(
-            sys.executable,
-            "-P",
-            "-c",
-            "import sys; from dvc_modelver.cli import main; sys.exit(main())",
-            *args,
-            ok=ok,
-            env=env,
-        )
+        done = self.run("modelver", *args, ok=ok, env=env)
         return done.stdout if ok else done.stdout + done.stderr
 
     def exit_code(self, *args: str, **env: str) -> int:
-        return self.run(
-            sys.executable,
-            "-P",
-            "-c",
-            "import sys; from dvc_modelver.cli import main; sys.exit(main())",
-            *args,
-            ok=False,
-            env=env,
-        ).returncode
+        return self.run("modelver", *args, ok=False, env=env).returncode
 
     def dvc(self, *args: str, ok: bool = True) -> str:
-        done = self.run(sys.executable, "-P", "-m", "dvc", *args, ok=ok)
+        done = self.run("dvc", *args, ok=ok)
         return done.stdout if ok else done.stdout + done.stderr
 
     def write(self, path: str, text: str) -> None:
