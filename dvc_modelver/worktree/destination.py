@@ -9,19 +9,24 @@ from dvc_modelver.errors import EnvironmentFailed, UsageError, word
 from dvc_modelver.git.layout import find_layout
 from dvc_modelver.metadata import metadata_path, table_path
 from dvc_modelver.repository import Repository, is_pointer_file
-from dvc_modelver.worktree.state import is_special, write_file
+from dvc_modelver.worktree.state import find_stream, is_special, write_file
 
 
 def write_output(path: Path, content: bytes) -> None:
     """Write where a user said: a device or a pipe is written into, a link's target is replaced, not the link.
+
+    ``/dev/stdout`` and its like are written to as the open streams they are: they may be files, in the middle of which
+    the shell goes on.
 
     Raises:
         UsageError: It is a folder, or DVC or this tool keeps what is there.
         EnvironmentFailed: It cannot be written.
     """
     if is_special(path):
+        stream = find_stream(path)
         try:
-            path.write_bytes(content)
+            with path.open("wb") if stream is None else os.fdopen(os.dup(stream), "wb") as file:
+                file.write(content)
         except OSError as err:
             raise EnvironmentFailed(f"{path}: cannot be written ({err.strerror})", hint="-o FILE") from err
         return

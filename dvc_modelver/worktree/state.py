@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -144,8 +145,14 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def is_special(path: Path) -> bool:
-    """Whether a path is a device, pipe or socket: a file renamed over it would take its place for everybody."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    """Whether a path is a device, pipe, socket or open stream: a file renamed over it would take its place for all."""
+    return (path.exists() and not path.is_file() and not path.is_dir()) or find_stream(path) is not None
+
+
+def find_stream(path: Path) -> int | None:
+    """Give the file descriptor that ``/dev/stdout``, ``/dev/stderr`` or ``/dev/fd/N`` stands for; else None."""
+    named = re.fullmatch(r"/dev/(?:(stdout)|(stderr)|fd/(\d{1,4}))", str(path))
+    return None if named is None else int(named[3]) if named[3] else named.lastindex
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_known(tmp_path: Path) -> None:
-    assert is_special(Path("/dev/full"))
+    assert is_special(Path("/dev/full")) and is_special(Path("/dev/fd/1"))
     assert not is_special(tmp_path) and not is_special(tmp_path / "new") and not is_special(Path(__file__))
 
 
@@ -48,6 +48,21 @@ def test_weights_are_not_written_over_a_pipe(sandbox: Sandbox) -> None:
         assert "pipe: a device or a pipe, expected a file" in sandbox.modelver(*command, ok=False)
     assert stat.S_ISFIFO((sandbox.path / "pipe").lstat().st_mode)
     assert sandbox.modelver("card", "net", "-o", "/dev/stdout").startswith("---\n")
+
+
+def test_a_stream_of_the_shells_is_gone_on_with(sandbox: Sandbox) -> None:
+    sandbox.train("net.safetensors", 1)
+    sandbox.git("add", ".")
+    sandbox.git("commit", "-q", "-m", "one")
+    sandbox.write("report.md", "before\n")
+    sandbox.run(
+        "sh", "-ec", "{ modelver card net -o /dev/stdout; modelver log net -o /dev/fd/1; echo after; } >>report.md"
+    )
+    card, log = sandbox.modelver("card", "net"), sandbox.modelver("log", "net")
+    assert (sandbox.path / "report.md").read_text() == f"before\n{card}{log}after\n"
+    sandbox.run("sh", "-ec", "{ echo first; modelver list -o /dev/stdout; } >list.txt")
+    assert (sandbox.path / "list.txt").read_text().startswith("first\n")
+    assert "net" in (sandbox.path / "list.txt").read_text()
 
 
 def test_a_result_replaces_nothing_that_dvc_keeps(sandbox: Sandbox) -> None:
