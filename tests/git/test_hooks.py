@@ -335,6 +335,34 @@ def leave_out(box: Sandbox, seed: int) -> None:
     assert box.md5(MODEL) == box.metadata_md5(MODEL) == md5
 
 
+def test_a_hook_that_another_tool_wrote_over_is_named(sandbox: Sandbox, tmp_path: Path) -> None:
+    folder, log = sandbox.path / ".git/hooks", tmp_path / "log"
+
+    def commit(seed: int, path: str = MODEL) -> str:
+        sandbox.train(path, seed)
+        sandbox.git("add", ".")
+        return sandbox.run("git", "commit", "-q", "-am", str(seed), env={"LOG": str(log)}).stderr
+
+    assert "of modelver is gone" not in commit(1)
+    write_hooks(folder, SH, ("pre-commit",))  # as lefthook does when its own file has changed
+    sandbox.write("notes.txt", "1")
+    sandbox.git("add", "notes.txt")
+    assert (
+        "of modelver is gone" not in sandbox.run("git", "commit", "-q", "-m", "no model", env={"LOG": str(log)}).stderr
+    )
+    said = commit(2)
+    assert said.count("of modelver is gone") == 1
+    assert "the pre-commit hook of modelver is gone (modelver install" in said
+    assert "pre-commit hook of modelver is gone" in commit(1, "models/new.safetensors")
+    sandbox.git("reset", "-q", "--hard", "HEAD~1")
+    (folder / "pre-push").unlink()
+    assert commit(3).count("of modelver is gone") == 2
+    sandbox.modelver("install")
+    log.unlink()
+    assert "of modelver is gone" not in commit(4)
+    assert log.read_text() == "pre-commit::\n"
+
+
 @pytest.fixture
 def framework(plain: Sandbox) -> Sandbox:
     pytest.importorskip("pre_commit")
