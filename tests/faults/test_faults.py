@@ -1,6 +1,6 @@
 """Kill -9, and a full disk, at the steps of every command that changes something; then the command once more.
 
-Every step is tried with ``FAULTS=all`` in the environment, which takes an hour; else some of each command.
+Every step is tried with ``FAULTS=all`` in the environment, which takes five minutes; else some of each command.
 """
 
 from __future__ import annotations
