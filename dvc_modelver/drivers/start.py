@@ -11,9 +11,8 @@ import sys
 def main(argv: list[str]) -> int:
     """Run a driver; 127, as a shell gives for a program that is not there, when it cannot be imported."""
     os.environ.pop("GIT_INTERNAL_SUPER_PREFIX", None)  # Git commands refuse to run with it
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # nothing here multiplies matrices; threads are half of NumPy's start
+    # Nothing here multiplies matrices, and starting threads for it is half of the CPU time of importing NumPy
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from importlib import import_module
 

@@ -60,6 +60,7 @@ def test_a_stream_of_the_shells_is_gone_on_with(sandbox: Sandbox) -> None:
     )
     card, log = sandbox.modelver("card", "net"), sandbox.modelver("log", "net")
     assert (sandbox.path / "report.md").read_text() == f"before\n{card}{log}after\n"
+    assert sandbox.run("sh", "-ec", "modelver card net -o /dev/stdout | cat").stdout == card
     sandbox.run("sh", "-ec", "{ echo first; modelver list -o /dev/stdout; } >list.txt")
     assert (sandbox.path / "list.txt").read_text().startswith("first\n")
     assert "net" in (sandbox.path / "list.txt").read_text()
